@@ -1,0 +1,66 @@
+"Every registered task keeps the contract of the verbs, from drawings to a bundle that predicts the same."
+import json
+import pytest, torch
+import learnkit.all as lk
+from learnkit.data.images import open_image
+
+READ = dict(
+    classification=lk.read_folder, multilabel=lambda p: lk.read_csv(p/'labels.csv', labels='attributes'),
+    regression=lambda p: lk.read_csv(p/'labels.csv', value='age'))
+
+@pytest.fixture(params=sorted(lk.tasks()))
+def name(request): return request.param
+
+@pytest.fixture
+def learn(name, drawings, tmp_path):
+    "A learner of the task called `name`, trained for one epoch."
+    assert name in READ, f'add to READ how drawings are read for {name}'
+    lk.set_seed(1)
+    dls = getattr(lk, f'{name}_dls')(READ[name](drawings), size=32, bs=16)
+    learn = getattr(lk, f'{name}_learner')(dls, path=tmp_path, precision='fp32')
+    learn.fit_one_cycle(1)
+    return learn
+
+def same(a, b, eps=1e-6):
+    "Equal plain Python values, numbers up to `eps`."
+    if isinstance(a, dict): return a.keys() == b.keys() and all(same(a[k], b[k], eps) for k in a)
+    if isinstance(a, list): return len(a) == len(b) and all(map(lambda x,y: same(x, y, eps), a, b))
+    return abs(a-b) < eps if isinstance(a, float) else a == b
+
+def test_verbs(learn):
+    assert learn.task.name in lk.tasks() and len(learn.recorder.values) == 1
+    learn.dls.show_batch(max_n=4)
+    learn.show_results(max_n=4)
+    assert len(learn.interpret().top_losses(3)) == 3
+
+def test_predict_one_many_and_bundle(learn):
+    items = [learn.dls.valid_ds.items[i].image for i in range(5)]
+    many,one = learn.predict(items),learn.predict(items[0])
+    assert isinstance(many, list) and len(many) == 5 and isinstance(one, tuple)
+    assert same(json.loads(json.dumps(one.to_dict())), one.to_dict())
+    assert same(one.to_dict(), many[0].to_dict(), 1e-4)
+    path = learn.export('model.learnkit')
+    again = lk.load_learner(path).predict(items)
+    assert all(same(a.to_dict(), b.to_dict()) for a,b in zip(many, again))
+
+def test_predict_takes_every_kind_of_picture(learn):
+    path = learn.dls.valid_ds.items[0].image
+    pil = open_image(path)
+    array = lk.np.array(pil)
+    kinds = [path, str(path), path.read_bytes(), pil, array, torch.tensor(array), torch.tensor(array).permute(2, 0, 1), array/255.]
+    facts = [learn.predict(o).to_dict() for o in kinds]
+    assert all(same(facts[0], o, 1e-5) for o in facts)
+    assert learn.predict([]) == []
+
+def test_groups_and_freezing(learn):
+    groups = learn.splitter(learn.model)
+    assert len(groups) == 3 and sum(len(g) for g in groups) == len(list(learn.model.parameters()))
+    learn.freeze()
+    bn = {p for m in learn.model.modules() if isinstance(m, lk.nn.modules.batchnorm._BatchNorm) for p in m.parameters()}
+    assert not any(p.requires_grad for g in groups[:2] for p in g if p not in bn)
+
+def test_validation_agrees_with_predict(learn):
+    _,targs,dec = learn.get_preds(with_decoded=True)
+    preds = learn.predict([o.image for o in learn.dls.valid_ds.items])
+    again = torch.stack([torch.as_tensor(p[1]) for p in preds])
+    assert torch.allclose(dec.float(), again.float(), atol=1e-4)
