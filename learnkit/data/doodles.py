@@ -108,7 +108,7 @@ def _name_ja(a):
     noun = ('子' if a.age<2 else '') + dict(cat='猫', dog='犬')[a.species]
     return ('年老いた' if a.age>=11 else '') + _coats_ja[a.coat] + _patterns_ja[a.pattern] + noun
 
-# %% ../../nbs/11_data.doodles.ipynb #086ec41b
+# %% ../../nbs/11_data.doodles.ipynb #78794126
 def _caption_en(animals, seen, place, dusk, front):
     a,where = animals[0],' '.join(o for o in (_place_words[place][0], 'at dusk' if dusk else '', _front_words[front][0]) if o)
     if len(animals)>1:
@@ -127,12 +127,12 @@ def _caption_ja(animals, seen, place, dusk, front):
     if len(animals)>1:
         names = [dict(sitting='座っている', standing='立っている')[o.pose] + _name_ja(o) for o in animals]
         return (where and f'{where}に、') + 'と'.join(names) + 'がいる。'
-    extra = ('首輪をした' if 'collar' in seen else '') + ('舌を出した' if 'tongue' in seen else '')
+    extra = {(): '', ('collar',): '、首輪をした', ('tongue',): '、舌を出した', ('collar', 'tongue'): '、首輪をして舌を出した'}[tuple(sorted(seen))]
     verb = dict(sitting='座っている', standing='立っている', portrait='大きく写っている')[a.pose]
     return (where and f'{where}で、') + _facing_ja[a.facing] + extra + _name_ja(a) + f'が{verb}。'
 
-# %% ../../nbs/11_data.doodles.ipynb #d2a169f3
-@dataclass
+# %% ../../nbs/11_data.doodles.ipynb #1d52a3dc
+@dataclass(repr=False)
 class Doodle:
     "A drawing and everything that is known about it."
     image: Image.Image    # RGB, size x size
@@ -147,6 +147,8 @@ class Doodle:
     visible: list         # for each animal and point, as in COCO: 2 seen, 1 hidden, 0 not in the picture
     captions: dict        # 'en' and 'ja'
     animals: list         # an Animal for each box
+
+    def __repr__(self): return f"Doodle({self.captions['en']!r})"
 
     def _repr_png_(self):
         f = io.BytesIO()
@@ -170,14 +172,14 @@ def _find_box(mask):
     ys,xs = (np.flatnonzero(mask.any(k)) for k in (1, 0))
     return [int(xs[0]), int(ys[0]), int(xs[-1])+1, int(ys[-1])+1]
 
-# %% ../../nbs/11_data.doodles.ipynb #3e82fd76
+# %% ../../nbs/11_data.doodles.ipynb #87ecc0b4
 def _lay_out(paper, dice, cast, ground, light):
     "Draw the animals of `cast` from left to right, those further away first; gives the points of each."
     k = len(cast)
     spots,marks = [],{}
     for i,a in enumerate(cast):
         y = 0.95 if a.pose=='portrait' else ground - dice.real(0, 0.16) if k>1 else ground
-        s = dice.real(0.72, 1)
+        s = dice.real(0.8, 1)
         spots.append((y, i, (i + 0.5 + dice.real(-1, 1)*(0.54 - 0.5*s))/k, s))
     for y,i,x,s in sorted(spots):
         room = s*1.5/k if k>1 else s
@@ -205,7 +207,7 @@ def draw_doodle(
     image = ImageChops.multiply(paper.picture, Image.new('RGB', paper.picture.size, (184,164,202))) if dusk else paper.picture
     return _label(image.reduce(ZOOM), paper, cast, marks, (place, dusk, front))
 
-# %% ../../nbs/11_data.doodles.ipynb #5a3602a4
+# %% ../../nbs/11_data.doodles.ipynb #7378d336
 def _label(image, paper, cast, marks, scene):
     "The doodle of the finished `paper`."
     shapes,full = np.array(paper.shapes),np.asarray(paper.map)
@@ -216,11 +218,11 @@ def _label(image, paper, cast, marks, scene):
     main = cast[int(np.argmax([(instances==i+1).sum() for i in range(len(cast))]))]
     words = {o for a in cast for o in _attributes_of(a, seen, *scene)}
     captions = dict(en=_caption_en(cast, seen, *scene), ja=_caption_ja(cast, seen, *scene))
-    return Doodle(image, main.species, [o for o in ATTRIBUTES if o in words], round(main.age, 1),
+    return Doodle(image, main.species, [o for o in ATTRIBUTES if o in words], main.age,
         [_find_box(instances==i+1) for i in range(len(cast))], [a.species for a in cast], instances, parts,
         [p for p,_ in found], [v for _,v in found], captions, cast)
 
-# %% ../../nbs/11_data.doodles.ipynb #34778b9c
+# %% ../../nbs/11_data.doodles.ipynb #4949e731
 @checked
 def doodles(
     n:int=16, # how many
@@ -230,6 +232,7 @@ def doodles(
 )->list:
     "A list of `n` doodles; where each shows one animal, cats and dogs take turns."
     lo,hi = (animals, animals) if isinstance(animals, int) else animals
+    if lo>hi: raise DataError(f'animals is {animals}; the smaller number has to come first.')
     return [draw_doodle((seed, i), size, SPECIES[i%2] if lo==hi==1 else None, lo + i%(hi-lo+1)) for i in range(n)]
 
 def picture_grid(
@@ -269,19 +272,19 @@ def annotate(
     for (x,y),v in marks: pen.circle((x*zoom, y*zoom), zoom*1.5, (255,255,255) if v==2 else None, (0,0,0) if v==2 else (255,255,255))
     return res
 
-# %% ../../nbs/11_data.doodles.ipynb #cbb0a1c6
+# %% ../../nbs/11_data.doodles.ipynb #ee8a0760
 def _run_lengths(mask):
     "COCO's uncompressed run-length code of a boolean mask."
     flat = np.concatenate([[False], mask.ravel(order='F')])
     edges = np.flatnonzero(flat[1:]!=flat[:-1])
     return dict(size=list(mask.shape), counts=np.diff(np.concatenate([[0], edges, [mask.size]])).tolist())
 
-def _coco(doodles, names):
-    "A COCO data set (a dict) of `doodles` whose files are `names`."
-    images = [dict(id=i+1, file_name=f, width=o.image.width, height=o.image.height) for i,(o,f) in enumerate(zip(doodles, names))]
+def _coco(items, names):
+    "A COCO data set (a dict) of the doodles `items` whose files are `names`."
+    images = [dict(id=i+1, file_name=f, width=o.image.width, height=o.image.height) for i,(o,f) in enumerate(zip(items, names))]
     categories = [dict(id=i+1, name=o, supercategory='animal', keypoints=list(POINT_NAMES), skeleton=[]) for i,o in enumerate(SPECIES)]
     notes = []
-    for i,o in enumerate(doodles):
+    for i,o in enumerate(items):
         for k,((x0,y0,x1,y1),kind) in enumerate(zip(o.boxes, o.labels)):
             mask,flat = o.instances==k+1,[v for (x,y),seen in zip(o.points[k], o.visible[k]) for v in (x, y, seen)]
             notes.append(dict(id=len(notes)+1, image_id=i+1, category_id=SPECIES.index(kind)+1, bbox=[x0, y0, x1-x0, y1-y0],
@@ -292,9 +295,10 @@ def _save_png(x, path):
     path.parent.mkdir(parents=True, exist_ok=True)
     (x if isinstance(x, Image.Image) else Image.fromarray(x)).save(path, compress_level=1)
 
-# %% ../../nbs/11_data.doodles.ipynb #e21e8b49
-def _new_folder(path):
+# %% ../../nbs/11_data.doodles.ipynb #b800e705
+def _new_folder(path, n, valid):
     path = Path(path)
+    if n<1 or not 0<=valid<1: raise DataError(f'n is {n} and valid {valid}; at least one picture is needed, and a share from 0 to less than 1.')
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise DataError(f'{path} already exists and is not empty. Remove it, or choose another folder.')
     return path
@@ -302,7 +306,7 @@ def _new_folder(path):
 def _write_csv(path, rows):
     with open(path, 'w', newline='', encoding='utf8') as f: csv.writer(f, lineterminator='\n').writerows(rows)
 
-# %% ../../nbs/11_data.doodles.ipynb #d8613fa3
+# %% ../../nbs/11_data.doodles.ipynb #724b6f3d
 @checked
 def write_doodles(
     path, # folder to make; must not exist, or be empty
@@ -312,7 +316,7 @@ def write_doodles(
     valid:float=0.2 # share of the pictures in the folder `valid`, the last ones
 )->Path:
     "Write `n` doodles with all their labels; raises `DataError` where `path` holds something already."
-    path,items = _new_folder(path),doodles(n, size, seed)
+    path,items = _new_folder(path, n, valid),doodles(n, size, seed)
     stems = [f'{o.species}_{i:04d}' for i,o in enumerate(items)]
     held = [i >= n - round(n*valid) for i in range(n)]
     names = [f"{'valid' if v else 'train'}/{o.species}s/{s}.png" for o,s,v in zip(items, stems, held)]
@@ -326,7 +330,7 @@ def write_doodles(
         (tmp/'boxes.json').write_text(json.dumps(_coco(items, names)))
     return path
 
-# %% ../../nbs/11_data.doodles.ipynb #03613bb9
+# %% ../../nbs/11_data.doodles.ipynb #78dff12f
 @checked
 def write_doodle_scenes(
     path, # folder to make; must not exist, or be empty
@@ -337,7 +341,7 @@ def write_doodle_scenes(
     valid:float=0.2 # share of the pictures, the last ones, whose `is_valid` is True
 )->Path:
     "Write `n` scenes with boxes and masks; raises `DataError` where `path` holds something already."
-    path,items = _new_folder(path),doodles(n, size, seed, animals)
+    path,items = _new_folder(path, n, valid),doodles(n, size, seed, animals)
     stems,held = [f'scene_{i:04d}' for i in range(n)],[i >= n - round(n*valid) for i in range(n)]
     with atomic_path(path) as tmp:
         for o,s in zip(items, stems): _save_png(o.image, tmp/'images'/f'{s}.png'), _save_png(o.instances, tmp/'masks'/f'{s}.png')

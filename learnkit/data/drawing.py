@@ -130,17 +130,17 @@ class Animal:
     @property
     def noun(self): return dict(cat='kitten', dog='puppy')[self.species] if self.age<2 else self.species
 
-# %% ../../nbs/09_data.drawing.ipynb #98f04d13
+# %% ../../nbs/09_data.drawing.ipynb #9bc9f0c7
 EARS = dict(cat=(('pointed', 0.93), ('folded', 1.)), dog=(('hanging', 0.7), ('folded', 0.87), ('pointed', 1.)))
 EYES,NOSES = ((226,178,60), (122,78,44), (120,176,84), (104,166,212)),((48,40,44), (120,74,66), (222,140,140))
 COLLARS = (204,60,60), (60,110,200), (70,160,90), (240,196,60)
 
 def cast_animal(dice, species, alone=True):
-    age,coat,k = 0.2 + 15.8*dice.real()**1.3,dice.pick(COATS),dice.real(0.9, 1.05)
+    age,coat,k = round(0.2 + 15.8*dice.real()**1.3, 1),dice.pick(COATS),dice.real(0.9, 1.05)
     base = tuple(int(min(255, v*k)) for v in COATS[coat])
     other = dice.pick([c for c in COATS.values() if abs(bright(c)-bright(base))>45])
     toward = (30,25,30) if bright(base)>110 else (250,240,225)
-    pattern,shade = dice.pick(PATTERNS),mix(base, toward, dice.real(0.45, 0.65))
+    pattern,shade = dice.pick([*PATTERNS, 'plain']),mix(base, toward, dice.real(0.45, 0.65))
     pose,mirror,ear = dice.pick(POSES if alone else POSES[:2]),dice.pick([-1, 1]),dice.real()
     build,turn,tilt,stride = (dice.real() for _ in range(4))
     facing = 'front' if pose=='portrait' and turn<0.4 else 'left' if mirror<0 else 'right'
@@ -197,7 +197,7 @@ class Pencil:
     def mark(self, name, x, y): self.points[self.name(name)] = tuple(float(v) for v in self.to([(x, y)])[0])
     def at(self, *args, **kw): return replace(self, to=frame(*args, **kw, inside=self.to))
 
-# %% ../../nbs/09_data.drawing.ipynb #baf9690c
+# %% ../../nbs/09_data.drawing.ipynb #c642e84d
 def face_x(a, x): return x*(1 - 0.13*a.turn*np.sign(x)) + 0.3*a.turn
 
 def ear(p, a, side):
@@ -212,8 +212,8 @@ def ear(p, a, side):
         p.fur(smooth([(x*.9,-.5), (x*.86,-.98*w), (x*.36,-.98), (x*.5,-.72), (x*.72*w,-.42)], 5), 'ear', name)
         p.mark(name, x*.72*w, -.46)
     else:
-        d = 0.15 + 0.55*b
-        p.fur(smooth([(x*.5,-.92), (x*.92,-.9), (x*1.22,-.3), (x*1.3,d*.7), (x*1.08,d), (x*.86,d*.6), (x*.8,-.2)], 5), 'ear', name)
+        d = 0.3 + 0.5*b
+        p.fur(smooth([(x*.5,-.92), (x*.92,-.9), (x*1.22,-.3), (x*1.3,d*.7), (x*1.08,d), (x*.86,d*.6), (x*.8,-.2)], 5), 'ear', name, True)
         p.mark(name, x*1.1, d*.95)
 
 # %% ../../nbs/09_data.drawing.ipynb #f33322fa
@@ -230,7 +230,7 @@ def eye(p, a, side):
         p.line([(x-rx, lid[:,1].max()), (x+rx, lid[:,1].max())])
     p.mark(name, x, y)
 
-# %% ../../nbs/09_data.drawing.ipynb #f6a04b9c
+# %% ../../nbs/09_data.drawing.ipynb #0bc2f487
 def cat_muzzle(p, a, pale, ink):
     x = 0.36*a.turn
     p.fill(oval(x, .58, .16, .14, 14), pale, 'muzzle')
@@ -239,7 +239,7 @@ def cat_muzzle(p, a, pale, ink):
     p.line([(x,.3), (x,.42)], ink)
     for s in (-1, 1):
         p.line(smooth([(x,.42), (x+s*.1,.5), (x+s*.24,.46)], closed=False), ink)
-        for k in (-1, 0, 1): p.line([(x + s*.3, .4 + .07*k), (x + s*1.15, .36 + .2*k)], ink, 0.6)
+        for k in (-1, 0, 1): p.line([(x + s*.3, .4 + .07*k), (x + s*1.15, .36 + .2*k)], ink, 0.8)
     p.fill([(x-.14,.2), (x+.14,.2), (x,.34)], a.colours[3], 'nose', 'nose')
     p.mark('nose', x, .25)
 
@@ -248,9 +248,9 @@ def dog_muzzle(p, a, pale, ink):
     x,n = 0.64*t,0.74*t
     if a.tongue: p.fill(oval(x-.05, .98, .15, .26, 16), (232,110,120), 'tongue')
     p.fill(smooth([(x-w*.75-.2*t,.05), (x+w*.6,0), (x+w,.4), (x+w*.8,.8), (x,.92), (x-w*.85,.8), (x-w-.1*t,.4)], 5), pale, 'muzzle')
-    p.line([(n,.3), (n,.62)], ink)
+    p.line([(n,.36), (n,.62)], ink)
     for s in (-1, 1): p.line(smooth([(n,.62), (n+s*.16,.72), (n+s*w*.75,.64)], closed=False), ink)
-    p.fill(smooth([(n-.24,.12), (n,.04), (n+.24,.12), (n+.14,.32), (n,.38), (n-.14,.32)], 4), a.colours[3], 'nose', 'nose')
+    p.fill(smooth([(n-.28,.12), (n,.02), (n+.28,.12), (n+.17,.34), (n,.42), (n-.17,.34)], 4), a.colours[3], 'nose', 'nose')
     p.fill(oval(n-.08, .14, .06, .035, 8), (250,240,240))
     p.mark('nose', n, .2)
 

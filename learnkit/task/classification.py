@@ -120,35 +120,35 @@ def _records(source, reader):
     "`source` if it is records, else what `reader` makes of the path."
     return reader(source) if isinstance(source, (str, Path)) else source
 
-# %% ../../nbs/40_task.classification.ipynb #da173c34
+# %% ../../nbs/40_task.classification.ipynb #a67296b3
 @checked
-@delegates(record_dls, but=['blocks', 'records'])
+@delegates(record_dls, but=['task', 'records'])
 def classification_dls(
     source, # records with a `label`, or a folder of class folders
     vocab=None, # class names in order; None: those of the records, sorted
     **kwargs): # see `record_dls`
     "`DataLoaders` for one class a picture."
     rs = _records(source, read_folder)
-    return record_dls(classification.blocks(vocab=vocab or sorted_vocab(rs.attrgot('label'))), rs, **kwargs)
+    return record_dls(classification, rs, vocab or sorted_vocab(o.label for o in rs), **kwargs)
 
-# %% ../../nbs/40_task.classification.ipynb #d576095b
+# %% ../../nbs/40_task.classification.ipynb #a9b781f3
 @checked
-@delegates(record_dls, but=['blocks', 'records'])
+@delegates(record_dls, but=['task', 'records'])
 def multilabel_dls(
     source, # records with `labels`
     vocab=None, # label names in order; None: those of the records, sorted
     **kwargs): # see `record_dls`
     "`DataLoaders` for any number of labels a picture."
-    return record_dls(multilabel.blocks(vocab=vocab or sorted_vocab(L(source).attrgot('labels').concat())), source, **kwargs)
+    return record_dls(multilabel, source, vocab or sorted_vocab(n for o in source for n in o.labels or []), **kwargs)
 
-# %% ../../nbs/40_task.classification.ipynb #127ec696
+# %% ../../nbs/40_task.classification.ipynb #1acc8c34
 @checked
-@delegates(record_dls, but=['blocks', 'records'])
+@delegates(record_dls, but=['task', 'records', 'vocab'])
 def regression_dls(
     source, # records with a `value`: a number or a list of them
     **kwargs): # see `record_dls`
     "`DataLoaders` for numbers."
-    return record_dls(regression.blocks(), source, **kwargs)
+    return record_dls(regression, source, **kwargs)
 
 # %% ../../nbs/40_task.classification.ipynb #e0b6ee3a
 def class_weights(dls) -> torch.Tensor: # one weight a class, mean 1

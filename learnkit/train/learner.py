@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['TaskLearner', 'task_learner', 'body_of', 'Prediction']
 
-# %% ../../nbs/35_train.learner.ipynb #8d4ed3bc
+# %% ../../nbs/35_train.learner.ipynb #82d6591c
 import inspect, tempfile, numpy as np, torch
+from copy import copy
 from fastcore.all import *
 from contextlib import contextmanager
 from pathlib import Path
 from fastai.callback.channelslast import ChannelsLast
 import fastai.callback.schedule # gives Learner its fit_one_cycle and lr_find  # chkstyle: ignore
-from fastai.data.core import DataLoaders
 from fastai.data.transforms import Normalize
 from fastai.learner import Learner, defaults
 from fastai.optimizer import Adam
@@ -26,7 +26,7 @@ from ..models.zoo import Body
 from ..settings import settings
 from .speed import MixedPrecision, precision_cb
 
-# %% ../../nbs/35_train.learner.ipynb #3e087201
+# %% ../../nbs/35_train.learner.ipynb #9a63d23e
 class TaskLearner(Learner):
     "A fastai `Learner` that knows its `task`."
     def __init__(self, *args, **kwargs):
@@ -44,6 +44,12 @@ class TaskLearner(Learner):
         with self._quiet(): super().fit(*args, **kwargs)
         rec = self.recorder
         if rec.values: self.history.append(dict(names=[*rec.metric_names[1:]], values=[[*o] for o in rec.values], losses=[*rec.losses], steps=[*rec.iters]))
+
+    @property
+    def results(self):
+        "The last row of the training table: losses and metrics by name."
+        last = self.history[-1] if self.history else dict(names=[], values=[[]])
+        return dict(zip(last['names'], map(float, last['values'][-1])))
 
     def _do_epoch_validate(self, *args, **kwargs):
         with self._quiet(): super()._do_epoch_validate(*args, **kwargs)
@@ -81,12 +87,11 @@ def _mark(norm):
     norm.by_learnkit = True
     return norm
 
-# %% ../../nbs/35_train.learner.ipynb #dcff8524
+# %% ../../nbs/35_train.learner.ipynb #d41ce00e
 def _copied(dls):
     "A copy of `dls` whose batch transforms can change without changing the old ones."
-    res = DataLoaders(*[dl.new(after_batch=Pipeline(L(dl.after_batch.fs), split_idx=dl.after_batch.split_idx)) for dl in dls.loaders],
-        path=dls.path, device=dls.device)
-    res.problems = getattr(dls, 'problems', L())
+    res = copy(dls)
+    res.loaders = [dl.new(after_batch=Pipeline(L(dl.after_batch.fs), split_idx=dl.after_batch.split_idx)) for dl in dls.loaders]
     return res
 
 # %% ../../nbs/35_train.learner.ipynb #d16c9900

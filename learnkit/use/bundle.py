@@ -64,7 +64,7 @@ def _transform(name, args):
     args = {k:tuple(v) if isinstance(v, list) else v for k,v in args.items()}
     return kind(**args)
 
-# %% ../../nbs/51_use.bundle.ipynb #9c22cae6
+# %% ../../nbs/51_use.bundle.ipynb #abf519af
 FORMAT = 1
 
 def _config(learn):
@@ -76,7 +76,7 @@ def _config(learn):
     steps = dict(picture='L' if kind is PILImageBW else 'RGB', item=_recipe(dl.after_item.fs), batch=_recipe(dl.after_batch.fs))
     licence = about.licence if learn.pretrained else None
     versions = {o:version(o) for o in ('learnkit', 'fastai', 'torch', 'torchvision', 'timm')}
-    return dict(learnkit=FORMAT, **net, **steps, pretrained=learn.pretrained, licence=licence, results=_results(learn), versions=versions)
+    return dict(learnkit=FORMAT, **net, **steps, pretrained=learn.pretrained, licence=licence, results=learn.results, versions=versions)
 
 # %% ../../nbs/51_use.bundle.ipynb #acf52109
 def _facts(learn):
@@ -93,16 +93,10 @@ def _plain(kw):
         except TypeError: raise DataError(f'The argument {k}={v!r} of the model cannot be written into a bundle. Export to a name that ends in .pkl.') from None
     return res
 
-# %% ../../nbs/51_use.bundle.ipynb #15c0f9de
+# %% ../../nbs/51_use.bundle.ipynb #4258f9e9
 def _vocab(dls): return [str(o) for o in dls.vocab] if hasattr(dls, 'vocab') else None
 
 def _n_out(learn): return [o for o in learn.model.modules() if isinstance(o, torch.nn.Linear)][-1].out_features
-
-def _results(learn):
-    "The last row of the training table by name."
-    rec = getattr(learn, 'recorder', None)
-    if not getattr(rec, 'values', None): return {}
-    return dict(zip(rec.metric_names[1:], map(float, rec.values[-1])))
 
 # %% ../../nbs/51_use.bundle.ipynb #37c70dfb
 _export_pickle = Learner.export
