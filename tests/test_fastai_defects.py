@@ -12,6 +12,7 @@ warnings.simplefilter('ignore')
 from fastai.vision.all import *
 import torchvision
 from torchvision.models import _api
+from PIL import ImageOps
 folder, out = Path(sys.argv[1]), {}
 def random_weights(url, *args, **kwargs): return state
 _api.load_state_dict_from_url = random_weights
@@ -27,7 +28,7 @@ for arch in ('googlenet', 'vit_b_16'):
     except Exception as e: out[arch] = type(e).__name__
 out['upright'] = list(PILImage.create(folder.parent/'phone.jpg').size)
 resize_images(folder.parent/'phones', max_size=20, dest=folder.parent/'small')
-with Image.open(folder.parent/'small'/'phone.jpg') as im: out['resized'] = list(PIL.ImageOps.exif_transpose(im).size)
+with Image.open(folder.parent/'small'/'phone.jpg') as im: out['resized'] = list(ImageOps.exif_transpose(im).size)
 
 learn = Learner(dls, nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)), path=folder.parent).to_bf16()
 seen = []

@@ -15,7 +15,7 @@ OURS = 'tiny small lenet5'.split()
 TORCHVISION = '''alexnet vgg11 googlenet resnet18 mobilenet_v2 mobilenet_v3_small efficientnet_b0 mnasnet0_5 convnext_tiny vit_b_32 swin_t
     regnet_y_400mf densenet121 squeezenet1_1 shufflenet_v2_x0_5 inception_v3 maxvit_t'''.split()
 TIMM = '''resnet10t mobilenetv3_small_050 efficientnet_lite0 convnext_atto vit_tiny_patch16_224 swin_s3_tiny_224 mambaout_femto
-    convit_tiny dla46_c vit_small_patch16_rope_mixed_224'''.split()
+    convit_tiny levit_128s dla46_c vit_small_patch16_rope_mixed_224'''.split()
 
 plain = partial(body, pretrained=False)
 
@@ -81,7 +81,7 @@ def test_functions_and_networks_as_arch():
     assert facts(timm.models.resnet.resnet18).arch == 'timm/resnet18' and facts('timm/resnet18').source == 'timm'
     def mine(n_in=3): return nn.Sequential(nn.Conv2d(n_in, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
     b = body(mine, n_in=2)
-    assert (b.arch,b.source,b.features,b.pretrained,b.cut) == ('mine','function',8,False,'before 2') and b(torch.rand(1, 2, 20, 20)).shape == (1,8,18,18)
+    assert (b.arch,b.source,b.features,b.pretrained,b.cut) == ('mine','function',8,False,'before 2') and b(torch.rand(1, 2, 30, 30)).shape == (1,8,28,28)
     b = body(SmallNet())
     assert b.features == 128 and body(b) is b
 

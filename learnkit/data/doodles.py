@@ -6,7 +6,7 @@
 __all__ = ['PLACES', 'FRONTS', 'ATTRIBUTES', 'Doodle', 'draw_doodle', 'doodles', 'picture_grid', 'annotate', 'write_doodles',
            'write_doodle_scenes']
 
-# %% ../../nbs/11_data.doodles.ipynb #c00791c1
+# %% ../../nbs/11_data.doodles.ipynb #18054f9b
 import csv, io, json
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +14,9 @@ import numpy as np
 from PIL import Image, ImageChops, ImageDraw
 from ..core import DataError, atomic_path, checked, choose
 from .drawing import COATS, COLLARS, PART_CODES, PATTERNS, POINT_NAMES, POSES, SPECIES, ZOOM
-from .drawing import Chance, Paper, cast_animal, draw_animal, frame, mix, oval, smooth
+from .drawing import ROOM, Chance, Paper, cast_animal, draw_animal, frame, mix, oval, smooth
 
-# %% ../../nbs/11_data.doodles.ipynb #3f4c0492
+# %% ../../nbs/11_data.doodles.ipynb #01dd5737
 def _hill(dice, n, y, amp, k=9):
     top = smooth([(x, (y + dice.real(-amp, amp))*n) for x in np.linspace(-.1*n, 1.1*n, k)], closed=False)
     return np.concatenate([top, [(1.1*n, 1.1*n), (-.1*n, 1.1*n)]])
@@ -29,16 +29,16 @@ def _outdoors(paper, dice, place, ground):
     for _ in range(int(dice.real(1, 5))):
         x,y,r = dice.real(),dice.real(.02, .4 if place=='grass' else .7),dice.real(.04, .1)
         for k in (-1.2, -.4, .5, 1.3): paper.fill(oval((x+k*r)*n, (y - .3*r*(abs(k)<1))*n, r*n, r*.7*n, 20), (246,248,250))
-    if place=='sky': return paper.fill(_hill(dice, n, ground-.03, .02), dice.pick([(126,172,96), (226,208,160), (236,240,246)]))
+    if place=='sky': return paper.fill(_hill(dice, n, ground-.2, .02), dice.pick([(126,172,96), (226,208,160), (236,240,246)]))
     paper.fill(_hill(dice, n, .42, .08, 7), (120,168,110))
     paper.fill(_hill(dice, n, .55, .03, 7), (142,190,96))
     for _ in range(40):
         x,y = dice.real()*n,dice.real(.58, 1)*n
         paper.line([(x, y), (x + dice.real(-.01, .01)*n, y - .035*n)], (104,156,74), .006*n)
 
-# %% ../../nbs/11_data.doodles.ipynb #c218ba2e
+# %% ../../nbs/11_data.doodles.ipynb #cb607a1d
 def _indoors(paper, dice, place, ground):
-    n,wall,h = paper.n,dice.colour(160),ground - dice.real(.12, .3)
+    n,wall,h = paper.n,dice.colour(160),ground - dice.real(.18, .35)
     light,floor = mix(wall, (255,255,255), 0.3),mix(dice.colour(90, 210), (150,100,60), 0.5)
     paper.fill(_box(n, 0, 0, 1, 1), wall)
     for i in range(int(dice.real(0, 9))): paper.fill(_box(n, i*.14, 0, i*.14+.05, 1), light)
@@ -52,7 +52,7 @@ def _indoors(paper, dice, place, ground):
 def _backdrop(paper, dice, place, ground):
     n = paper.n
     paper.fill(_box(n, 0, 0, 1, 1), dice.colour())
-    if place=='empty': return paper.fill(_hill(dice, n, ground-.12, .01), dice.colour())
+    if place=='empty': return paper.fill(_hill(dice, n, ground-.2, .01), dice.colour())
     for _ in range(26):
         q = oval(0, 0, 1, 1, int(dice.real(3, 8)))*dice.real(.04, .16) + (dice.real(), dice.real())
         paper.fill(smooth(q*n, dice.pick([1, 5])), dice.colour(100))
@@ -155,15 +155,14 @@ class Doodle:
         self.image.save(f, 'png')
         return f.getvalue()
 
-# %% ../../nbs/11_data.doodles.ipynb #c9afbff1
-def _find_points(marks, number, shape_map, shapes, size):
-    "Points of animal `number` and whether they are seen, in the order of POINT_NAMES."
-    points,visible = [],[]
+# %% ../../nbs/11_data.doodles.ipynb #f3eb188d
+def _find_points(marks, number, top, shapes):
+    "Points of animal `number` and whether they are seen on the map `top`, in the order of POINT_NAMES."
+    points,visible,size = [],[],len(top)
     for i,name in enumerate(POINT_NAMES):
         x,y = (v/ZOOM for v in marks.get(name, (-1, -1)))
         inside = 0<=x<size and 0<=y<size
-        r,u,v = ZOOM,int(x*ZOOM),int(y*ZOOM)
-        near = np.unique(shape_map[max(0, v-r):v+r+1, max(0, u-r):u+r+1]) if inside else ()
+        near = np.unique(top[max(0, int(y)-1):int(y)+2,max(0, int(x)-1):int(x)+2]) if inside else ()
         points.append((round(x, 2), round(y, 2)) if inside else (0, 0))
         visible.append(0 if not inside else 2 if any((shapes[o,0], shapes[o,2])==(number, i) for o in near) else 1)
     return points,visible
@@ -172,21 +171,21 @@ def _find_box(mask):
     ys,xs = (np.flatnonzero(mask.any(k)) for k in (1, 0))
     return [int(xs[0]), int(ys[0]), int(xs[-1])+1, int(ys[-1])+1]
 
-# %% ../../nbs/11_data.doodles.ipynb #87ecc0b4
+# %% ../../nbs/11_data.doodles.ipynb #d4ee966d
 def _lay_out(paper, dice, cast, ground, light):
     "Draw the animals of `cast` from left to right, those further away first; gives the points of each."
-    k = len(cast)
-    spots,marks = [],{}
+    k,spots,marks = len(cast),[],{}
     for i,a in enumerate(cast):
-        y = 0.95 if a.pose=='portrait' else ground - dice.real(0, 0.16) if k>1 else ground
-        s = dice.real(0.8, 1)
-        spots.append((y, i, (i + 0.5 + dice.real(-1, 1)*(0.54 - 0.5*s))/k, s))
-    for y,i,x,s in sorted(spots):
-        room = s*1.5/k if k>1 else s
-        marks[i] = draw_animal(paper, dice, cast[i], i+1, x if k==1 else 0.05 + 0.9*x, y, room, s*0.92, light)
+        _,w,h = ROOM[a.pose]
+        if a.ears!='pointed': h -= 0.25
+        share,dx,dy = dice.real(0.72, 1),dice.real(-0.5, 0.5),dice.real(0, 0.16 if k>1 else 0.12)
+        unit = share*min((1 if k==1 else 1.35/k)/w, 0.92/h)
+        x = (i + 0.5)/k + dx*max(0.06, 1.06/k - w*unit)
+        spots.append((1.02 - dy if a.pose=='portrait' else ground - dy, i, x if k==1 else 0.05 + 0.9*x, unit))
+    for y,i,x,unit in sorted(spots): marks[i] = draw_animal(paper, dice, cast[i], i+1, x, y, unit, light)
     return [marks[i] for i in range(k)]
 
-# %% ../../nbs/11_data.doodles.ipynb #c27643e1
+# %% ../../nbs/11_data.doodles.ipynb #df5906c7
 @checked
 def draw_doodle(
     seed, # int, or tuple of ints: the same seed gives the same drawing
@@ -205,22 +204,23 @@ def draw_doodle(
     marks = _lay_out(paper, dice, cast, ground, light)
     if FRONTS[front]: FRONTS[front](paper, dice, ground)
     image = ImageChops.multiply(paper.picture, Image.new('RGB', paper.picture.size, (184,164,202))) if dusk else paper.picture
-    return _label(image.reduce(ZOOM), paper, cast, marks, (place, dusk, front))
+    res = _label(image.reduce(ZOOM), paper, cast, marks, (place, dusk, front))
+    return res or draw_doodle((*np.ravel(seed).tolist(), 1), size, species, animals)
 
-# %% ../../nbs/11_data.doodles.ipynb #7378d336
+# %% ../../nbs/11_data.doodles.ipynb #f66a8919
 def _label(image, paper, cast, marks, scene):
-    "The doodle of the finished `paper`."
-    shapes,full = np.array(paper.shapes),np.asarray(paper.map)
-    top = full[ZOOM//2::ZOOM,ZOOM//2::ZOOM]
+    "The doodle of the finished `paper`; `None` where an animal is all but hidden."
+    shapes,top = np.array(paper.shapes),np.asarray(paper.map)[ZOOM//2::ZOOM,ZOOM//2::ZOOM]
     instances,parts = (shapes[top,k].astype(np.uint8) for k in (0, 1))
-    found = [_find_points(m, i+1, full, shapes, image.width) for i,m in enumerate(marks)]
+    if min((instances==i+1).mean() for i in range(len(cast))) < 1/400: return None
+    found = [_find_points(m, i+1, top, shapes) for i,m in enumerate(marks)]
     seen = {part for part in ('collar', 'tongue') if (parts==PART_CODES.index(part)).sum()*5000 > parts.size*len(cast)**-2}
     main = cast[int(np.argmax([(instances==i+1).sum() for i in range(len(cast))]))]
     words = {o for a in cast for o in _attributes_of(a, seen, *scene)}
     captions = dict(en=_caption_en(cast, seen, *scene), ja=_caption_ja(cast, seen, *scene))
-    return Doodle(image, main.species, [o for o in ATTRIBUTES if o in words], main.age,
-        [_find_box(instances==i+1) for i in range(len(cast))], [a.species for a in cast], instances, parts,
-        [p for p,_ in found], [v for _,v in found], captions, cast)
+    boxes,(points,visible) = [_find_box(instances==i+1) for i in range(len(cast))],zip(*found)
+    attributes,labels = [o for o in ATTRIBUTES if o in words],[a.species for a in cast]
+    return Doodle(image, main.species, attributes, main.age, boxes, labels, instances, parts, list(points), list(visible), captions, cast)
 
 # %% ../../nbs/11_data.doodles.ipynb #4949e731
 @checked

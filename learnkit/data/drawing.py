@@ -321,15 +321,15 @@ def portrait(p, a):
     collar(p, a, .03, -.45, .46)
     head(p.at(.05, -1.05, .68 + .1*a.youth, tilt=(a.tilt-.5)*.44), a)
 
-# %% ../../nbs/09_data.drawing.ipynb #b29a6c17
-ROOM = dict(sitting=(sitting, 2.1, 2.65), standing=(standing, 2.9, 2.65), portrait=(portrait, 1.9, 2.2))  # width and height in units
+# %% ../../nbs/09_data.drawing.ipynb #d93df164
+ROOM = dict(sitting=(sitting, 2.1, 2.65), standing=(standing, 2.9, 2.65), portrait=(portrait, 1.9, 2.2))
 
 def darken(image, k): return ImageChops.multiply(image, Image.new('RGB', image.size, (int(255*k),)*3))
 
-def draw_animal(paper, dice, a, number, x, y, width, height, light):
-    "Draw `a` standing at (`x`, `y`) within `width` and `height`, all as shares of the paper; gives its points in pixels."
-    n,(draw,w,h) = paper.n,ROOM[a.pose]
-    unit = n*min(width/w, height/h)
+def draw_animal(paper, dice, a, number, x, y, unit, light):
+    "Draw `a` on the ground at (`x`, `y`), of size `unit`, all as shares of the paper; gives its points in pixels."
+    n,draw = paper.n,ROOM[a.pose][0]
+    unit = n*unit
     to = frame(x*n, y*n, unit, a.mirror)
     fur = coat_sheet(dice, a, n, unit, to)
     ground = darken(paper.picture, 0.8)

@@ -42,12 +42,17 @@ def _share(records, valid, seed):
     rng = random.Random(seed)
     return sorted(i for k in sorted(groups, key=str) for i in rng.sample(groups[k], max(1, round(len(groups[k])*valid))))
 
-# %% ../../nbs/19_data.loaders.ipynb #a51474e1
+# %% ../../nbs/19_data.loaders.ipynb #9979d563
 class TaskLoaders(DataLoaders):
     "fastai `DataLoaders` that know their `task` and the `problems` of their data."
-    def __init__(self, dls, task, problems=()):
-        super().__init__(*dls.loaders, path=dls.path, device=dls.device)
+    task,problems = None,L()
+
+    def know(self, task, problems=()):
+        "Remember `task` and `problems`, and return these loaders."
         self.task,self.problems = task,L(problems)
+        return self
+
+    def new_empty(self): return super().new_empty().know(self.task)
 
     def show_batch(
         self,
@@ -62,7 +67,7 @@ class TaskLoaders(DataLoaders):
         b = b if not unique else dl.after_batch(to_device(b, self.device))
         return show_grid([(o[0], detuplify(o[1:])) for o in dl.decode_batch(b, max_n=max_n)], self.task.show, **kwargs)
 
-# %% ../../nbs/19_data.loaders.ipynb #57210c4b
+# %% ../../nbs/19_data.loaders.ipynb #a56e28fb
 def record_dls(
     task, # a `Task`, for its blocks and its way to draw
     records, # list of `Record`
@@ -83,4 +88,4 @@ def record_dls(
     block = DataBlock(blocks=task.blocks(vocab=vocab), splitter=IndexSplitter(va), item_tfms=item_tfms or fit_size(size, method), batch_tfms=batch_tfms)
     if num_workers is None: num_workers = min(8, defaults.cpus) if torch.cuda.is_available() else 0
     dls = block.dataloaders(records, path=path, bs=min(bs, len(tr)), val_bs=min(bs, len(va)), num_workers=num_workers, device=device)
-    return TaskLoaders(dls, task, getattr(records, 'problems', []))
+    return TaskLoaders(*dls.loaders, path=path, device=dls.device).know(task, getattr(records, 'problems', []))

@@ -227,12 +227,12 @@ def _picture_type(dls):
     owners = [getattr(m.implementation, '__self__', None) for t in dls.valid_ds.tls[0].tfms.fs for m in getattr(t.encodes, 'methods', [])]
     return first(o for o in owners if isinstance(o, type) and issubclass(o, PILBase))
 
-# %% ../../nbs/35_train.learner.ipynb #8884c209
+# %% ../../nbs/35_train.learner.ipynb #19967eeb
 @patch
 def _inputs(self:TaskLearner, items):
     "`items` (whatever `open_image` takes) as a batch tensor on the model's device, ready for the model."
-    kind = _picture_type(self.dls) or PILImage
-    dl = self.dls.valid
+    kind,dl = _picture_type(self.dls) or PILImage,self.dls.valid
+    dl.after_item.split_idx = dl.after_batch.split_idx = 1
     one = [dl.after_item((kind.create(o),))[0] for o in items]
     if len({o.shape for o in one}) > 1: raise DataError(
         'These pictures have different sizes after the item transforms, so they fit no batch. Predict them one by one, or add Resize.')

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FORMAT', 'read_bundle', 'load_learner']
 
-# %% ../../nbs/51_use.bundle.ipynb #58860100
+# %% ../../nbs/51_use.bundle.ipynb #0199f7b6
 import json, torch
 from fastcore.all import *
 from importlib.metadata import version
@@ -19,7 +19,7 @@ from fastai.vision.core import PILImage, PILImageBW
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from ..core import DataError, NotFound, UntrustedFile, atomic_path, choose, get_task
+from ..core import DataError, LearnkitError, NotFound, UntrustedFile, atomic_path, choose, get_task
 from ..data.records import Record
 from ..models.zoo import facts
 from ..train.learner import TaskLearner, task_learner, _picture_type
@@ -36,7 +36,7 @@ def _words(v):
     if isinstance(v, torch.Tensor): return v.flatten().tolist()
     return [int(o) for o in v] if isinstance(v, tuple) else _enum(v)
 
-# %% ../../nbs/51_use.bundle.ipynb #0802c77b
+# %% ../../nbs/51_use.bundle.ipynb #efaaed1a
 def _recipe(fs):
     "Transforms `fs` of validation pictures as a list of [name, arguments]; raises `DataError` for one that is not in the table."
     res = []
@@ -46,7 +46,9 @@ def _recipe(fs):
         if name not in _steps: raise DataError(
             f'The transform {_name(f)} cannot be written into a bundle, since it is code of its own. Known are {", ".join(_steps)}. '
             'Use one of these, or export to a name that ends in .pkl.')
-        res.append([name, {k:_words(getattr(f, k)) for k in _steps[name][1]}])
+        args = {k:_words(getattr(f, k)) for k in _steps[name][1]}
+        if isinstance(f, (Resize, RandomResizedCrop)): args['size'] = args['size'][::-1] # fastai keeps (width, height) and takes (height, width)
+        res.append([name, args])
     return res
 
 def _name(f): return type(f).__name__ if type(f).__name__ != 'Transform' else f.name
@@ -151,14 +153,18 @@ def _empty_dls(task, page):
     block.item_tfms,block.batch_tfms = L(_rebuild(page['item'])),L(_rebuild(page['batch']))
     return block.dataloaders([dummy, dummy], bs=1, num_workers=0, device=torch.device('cpu'))
 
-# %% ../../nbs/51_use.bundle.ipynb #61576df4
+# %% ../../nbs/51_use.bundle.ipynb #a76de977
 def _load_bundle(path, cpu=True):
     "The learner in the bundle at `path`."
     page = read_bundle(path)
     _check(page, path)
     task = get_task(page['task'])
-    dls = _empty_dls(task, page)
-    learn = task_learner(task, dls, page['arch'], pretrained=False, normalize=False, model_kw=page['model'] | dict(n_out=page['n_out']))
+    try:
+        dls = _empty_dls(task, page)
+        learn = task_learner(task, dls, page['arch'], pretrained=False, normalize=False, model_kw=page['model'] | dict(n_out=page['n_out']))
+    except (TypeError, ValueError, KeyError, RuntimeError) as e:
+        if isinstance(e, LearnkitError): raise
+        raise DataError(f'{path}: no learner can be built from what it says ({str(e)[:160]}). The bundle is damaged or forged.') from None
     with safe_open(path, 'pt') as f: state = {k:f.get_tensor(k) for k in f.keys()}
     try: learn.model.load_state_dict(state)
     except RuntimeError as e: raise DataError(f'{path}: its weights do not fit {page["arch"]} ({str(e).splitlines()[1].strip()[:160]}).') from None
