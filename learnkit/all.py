@@ -5,6 +5,12 @@
 # %% auto #0
 __all__ = []
 
+# %% ../nbs/59_all.ipynb #200e553c
+import gc as _gc
+
+_collecting = _gc.isenabled()
+_gc.disable()
+
 # %% ../nbs/59_all.ipynb #8701b008
 from fastai.vision.all import *
 from torchvision import models # chkstyle: ignore
@@ -36,6 +42,9 @@ from .task.classification import *
 from .use.interpret import *
 from .use.bundle import *
 from .use.widgets import *
+
+# %% ../nbs/59_all.ipynb #06ea3171
+if _collecting: _gc.enable()
 
 # %% ../nbs/59_all.ipynb #1fef58bb
 __all__ = [o for o in globals() if not o.startswith('_')]

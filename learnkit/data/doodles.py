@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PLACES', 'FRONTS', 'ATTRIBUTES', 'Doodle', 'draw_doodle', 'doodles', 'picture_grid', 'annotate', 'write_doodles',
-           'write_doodle_scenes']
+           'write_doodle_scenes', 'SPECIES', 'PART_CODES', 'POINT_NAMES']
 
 # %% ../../nbs/11_data.doodles.ipynb #18054f9b
 import csv, io, json
@@ -15,6 +15,9 @@ from PIL import Image, ImageChops, ImageDraw
 from ..core import DataError, atomic_path, checked, choose
 from .drawing import COATS, COLLARS, PART_CODES, PATTERNS, POINT_NAMES, POSES, SPECIES, ZOOM
 from .drawing import ROOM, Chance, Paper, cast_animal, draw_animal, frame, mix, oval, smooth
+
+# %% ../../nbs/11_data.doodles.ipynb #da34113c
+_all_ = ['SPECIES', 'PART_CODES', 'POINT_NAMES']
 
 # %% ../../nbs/11_data.doodles.ipynb #01dd5737
 def _hill(dice, n, y, amp, k=9):

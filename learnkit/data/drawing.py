@@ -321,8 +321,8 @@ def portrait(p, a):
     collar(p, a, .03, -.45, .46)
     head(p.at(.05, -1.05, .68 + .1*a.youth, tilt=(a.tilt-.5)*.44), a)
 
-# %% ../../nbs/09_data.drawing.ipynb #d93df164
-ROOM = dict(sitting=(sitting, 2.1, 2.65), standing=(standing, 2.9, 2.65), portrait=(portrait, 1.9, 2.2))
+# %% ../../nbs/09_data.drawing.ipynb #690673b6
+ROOM = dict(sitting=(sitting, 2.1, 2.65), standing=(standing, 3.1, 2.65), portrait=(portrait, 1.9, 2.2))
 
 def darken(image, k): return ImageChops.multiply(image, Image.new('RGB', image.size, (int(255*k),)*3))
 

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['classification', 'multilabel', 'regression', 'cnn_learner', 'classification_model', 'n_answers', 'three_groups',
            'regression_model', 'class_blocks', 'same_labels', 'label_blocks', 'number_blocks', 'sorted_vocab',
-           'classification_dls', 'multilabel_dls', 'regression_dls', 'class_weights', 'classification_learner',
-           'multilabel_learner', 'regression_learner', 'task_of', 'vision_learner']
+           'classification_dls', 'multilabel_dls', 'regression_dls', 'classification_block', 'multilabel_block',
+           'regression_block', 'class_weights', 'classification_learner', 'multilabel_learner', 'regression_learner',
+           'task_of', 'vision_learner']
 
-# %% ../../nbs/40_task.classification.ipynb #4e64ad42
+# %% ../../nbs/40_task.classification.ipynb #cc437906
 import numpy as np, torch
 from fastcore.all import *
 from pathlib import Path
@@ -24,7 +25,7 @@ from torch import nn
 from ..core import DataError, Task, checked, register
 from ..data.blocks import CategoryBlock, ImageBlock, MultiCategoryBlock, RegressionBlock
 from ..data.images import natural_key
-from ..data.loaders import record_dls
+from ..data.loaders import record_block, record_dls
 from ..data.records import read_folder
 from ..data.show import show_number, show_words
 from ..models.zoo import body
@@ -149,6 +150,25 @@ def regression_dls(
     **kwargs): # see `record_dls`
     "`DataLoaders` for numbers."
     return record_dls(regression, source, **kwargs)
+
+# %% ../../nbs/40_task.classification.ipynb #caa7792f
+@checked
+@delegates(record_block, but=['task'])
+def classification_block(**kwargs):
+    "The fastai `DataBlock` of `classification_dls`: records in, pictures with one class out."
+    return record_block(classification, **kwargs)
+
+@checked
+@delegates(record_block, but=['task'])
+def multilabel_block(**kwargs):
+    "The fastai `DataBlock` of `multilabel_dls`: records in, pictures with any number of labels out."
+    return record_block(multilabel, **kwargs)
+
+@checked
+@delegates(record_block, but=['task', 'vocab'])
+def regression_block(**kwargs):
+    "The fastai `DataBlock` of `regression_dls`: records in, pictures with numbers out."
+    return record_block(regression, **kwargs)
 
 # %% ../../nbs/40_task.classification.ipynb #e0b6ee3a
 def class_weights(dls) -> torch.Tensor: # one weight a class, mean 1
