@@ -13,16 +13,19 @@ from . import __version__
 from .core import DataError, LearnkitError, NotFound, choose, nearest
 from .settings import settings
 
-# %% ../nbs/54_cli.ipynb #21bd6f1d
+# %% ../nbs/54_cli.ipynb #db2a0fdf
 def _source(data, columns):
     "The records in `data`: a csv file with `columns`, the name of a data set, or a folder."
     from learnkit.data.records import read_csv, read_folder
-    from learnkit.data.sources import get_data
-    if str(data).endswith('.csv') and not Path(data).is_dir(): return read_csv(data, **columns)
+    from learnkit.data.sources import datasets, get_data
+    path = Path(data)
+    if path.suffix == '.csv' and not path.is_dir(): return read_csv(path, **columns)
     if columns: raise DataError(f'--{next(iter(columns))} names a column of a csv file, but {data} is not one.')
+    if path.is_file() and path.suffix: return read_folder(path)
+    if path.is_dir() and data in [o['name'] for o in datasets()]: print(f'{data} is taken for the data set of that name; the folder here is ./{data}')
     return read_folder(get_data(data))
 
-def _size(records, most=128):
+def _size(records, most=96):
     "A size in pixels for `records`: their usual shorter side as a multiple of 32, not over `most`."
     from learnkit.data.images import open_image
     sides = sorted(min(open_image(o.image).size) for o in records[:20])
@@ -66,15 +69,15 @@ def _pictures(learn, out):
         interp.plot_confusion_matrix()
         _save_figure(out/'confusion.png')
 
-# %% ../nbs/54_cli.ipynb #48e64ab5
+# %% ../nbs/54_cli.ipynb #db177eb7
 def run(
     data, # name of a data set, folder of class folders, or csv file
     task=None, # name of a task; None: the one that fits the targets
     arch=None, # architecture; None: the built-in body
-    epochs=5, # passes over the training pictures, after one with a frozen body
-    size=None, # pixels; None: as the pictures are, 128 at most
+    epochs=7, # passes over the training pictures, after one with a frozen body
+    size=None, # pixels; None: as the pictures are, 96 at most
     bs=32, # pictures a batch
-    lr=4e-3, # learning rate
+    lr=None, # learning rate; None: that of `fine_tune`
     valid=0.2, # share set aside, where the data has no split of its own
     seed=42, # for split, weights and order
     out='demo', # folder for pictures and bundle
@@ -103,7 +106,7 @@ def run(
     bundle = learn.export('model.learnkit')
     return _figures(learn, records, data, start) | dict(bundle=str(out/bundle.name))
 
-# %% ../nbs/54_cli.ipynb #5c064823
+# %% ../nbs/54_cli.ipynb #797b145c
 def _say_problems(records, data, most=5):
     "Print what was set aside in `data`, and why."
     ps = records.problems
@@ -112,11 +115,10 @@ def _say_problems(records, data, most=5):
 
 def _figures(learn, records, data, start):
     "The figures of a run as a dict."
-    scores = {k:round(v, 4) for k,v in learn.results.items() if not k.endswith('_loss')}
-    return scores | dict(
-        data=Path(data).name or Path(data).resolve().name, train=len(learn.dls.train_ds), valid=len(learn.dls.valid_ds), arch=learn.arch,
-        epochs=sum(len(o['values']) for o in learn.history), seconds=round(time.time()-start, 1), task=learn.task.name,
-        picture=str(learn.dls.valid_ds.items[0].image), problems=[str(o) for o in records.problems])
+    scores,dls = {k:round(v, 4) for k,v in learn.results.items() if not k.endswith('_loss')},learn.dls
+    res = dict(data=Path(data).name or Path(data).resolve().name, train=len(dls.train_ds), valid=len(dls.valid_ds), arch=learn.arch)
+    res |= dict(epochs=sum(len(o['values']) for o in learn.history), seconds=round(time.time()-start, 1), task=learn.task.name)
+    return scores | res | dict(picture=str(dls.valid_ds.items[0].image), problems=[str(o) for o in records.problems])
 
 def _line(figures, names): return ' '.join(f'{k}={figures[k]}' for k in names)
 
@@ -225,7 +227,7 @@ _pixels = _number(int, 'a whole number of pixels, 8 or more', lambda x: x >= 8)
 _rate = _number(float, 'a number above 0', lambda x: 0 < x < float('inf'))
 _share = _number(float, 'a share between 0 and 1', lambda x: 0 < x < 1)
 
-# %% ../nbs/54_cli.ipynb #4e9f4d16
+# %% ../nbs/54_cli.ipynb #ee75afea
 def _common():
     "Options of every command."
     p = _Parser(add_help=False)
@@ -239,15 +241,15 @@ def _run_options(p, epochs, out):
     "Options of commands that train."
     p.add_argument('--arch', help='architecture (default: the built-in body); see: learnkit models')
     p.add_argument('--epochs', type=_count, default=epochs, help='passes over the training pictures, after a first one (default: %(default)s)')
-    p.add_argument('--size', type=_pixels, help='pixels of a side (default: as the pictures are, 128 at most)')
+    p.add_argument('--size', type=_pixels, help='pixels of a side (default: as the pictures are, 96 at most)')
     p.add_argument('--bs', type=_some, default=32, help='pictures a batch (default: %(default)s)')
-    p.add_argument('--lr', type=_rate, default=4e-3, help='learning rate (default: %(default)s)')
+    p.add_argument('--lr', type=_rate, help='learning rate (default: 0.002, or 0.008 without pretrained weights)')
     p.add_argument('--valid', type=_share, default=0.2, help='share set aside where the data has no split (default: %(default)s)')
     p.add_argument('--seed', type=int, default=42, help='for split, weights and order (default: %(default)s)')
     p.add_argument('--out', default=out, help='folder for pictures and the bundle (default: %(default)s)')
     p.add_argument('--scratch', action='store_true', help='do not use pretrained weights')
 
-# %% ../nbs/54_cli.ipynb #7494e864
+# %% ../nbs/54_cli.ipynb #e7c7c216
 def parser():
     "The parser of all commands."
     top = _Parser('learnkit', description='Image deep learning with one set of verbs.')
@@ -259,12 +261,12 @@ def parser():
         return p
     p = add('demo', do_demo, help='watch a network learn cats from dogs')
     p.add_argument('--data', default='doodles', help='data set or folder of class folders (default: %(default)s)')
-    _run_options(p, 5, 'demo')
+    _run_options(p, 7, 'demo')
     p = add('train', do_train)
     p.add_argument('data', help='data set, folder of class folders, or csv file')
     p.add_argument('--task', help='see: learnkit tasks (default: the one that fits the targets)')
     for o in TARGETS: p.add_argument(f'--{o}', help=f'column of a csv file that holds the {o}')
-    _run_options(p, 5, 'trained')
+    _run_options(p, 7, 'trained')
     p = add('predict', do_predict)
     p.add_argument('model', help='a bundle, NAME.learnkit')
     p.add_argument('pictures', nargs='+', help='pictures or folders')

@@ -74,7 +74,7 @@ def retry(
             if i == tries-1: raise
             time.sleep(min(pause*2**i if e.wait is None else e.wait, 60))
 
-# %% ../nbs/02_web.ipynb #d34c37bf
+# %% ../nbs/02_web.ipynb #beaf10e7
 def _wrong_answer(url, e):
     "The error of learnkit for the HTTP error `e`."
     said = f'{url} answers {e.code} ({e.reason})'
@@ -88,7 +88,7 @@ def _wrong_answer(url, e):
 def _broken(url, e):
     "The error of learnkit for a connection to `url` that failed with `e`."
     e = getattr(e, 'reason', e)
-    host,text = urlsplit(url).netloc,str(e) or type(e).__name__
+    host,text = urlsplit(url).netloc,getattr(e, 'strerror', None) or str(e) or type(e).__name__
     if isinstance(e, gaierror): return OfflineError(f'{host} could not be found ({text}). Is this machine on the network, and the name right?')
     if isinstance(e, SSLError) and 'CERT' in text.upper():
         return OfflineError(f'{host} could not prove who it is ({text}). Certificates are not skipped: is the clock of this machine right?')
@@ -158,19 +158,24 @@ def _close(self):
 
 Progress.show,Progress.close = _show,_close
 
-# %% ../nbs/02_web.ipynb #a0214d2a
+# %% ../nbs/02_web.ipynb #387c4ab9
 @contextmanager
 def alone(path): # the lock file; it is removed at the end
     "Hold the lock file `path`, so that no other process or thread does the same at the same time."
-    path.parent.mkdir(parents=True, exist_ok=True)
+    made = [o for o in path.parents if not o.exists()]
     while True:
-        with open(path, 'a') as f:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try: f = open(path, 'a')
+        except FileNotFoundError: continue
+        with f:
             try: fcntl and fcntl.flock(f, fcntl.LOCK_EX)
             except OSError: pass
             if not path.exists() or os.fstat(f.fileno()).st_ino != path.stat().st_ino: continue
             try: yield
             finally:
-                with suppress(OSError): path.unlink()
+                with suppress(OSError):
+                    path.unlink()
+                    for o in made: o.rmdir()
             return
 
 # %% ../nbs/02_web.ipynb #535ff498

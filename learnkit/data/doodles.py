@@ -174,21 +174,21 @@ def _find_box(mask):
     ys,xs = (np.flatnonzero(mask.any(k)) for k in (1, 0))
     return [int(xs[0]), int(ys[0]), int(xs[-1])+1, int(ys[-1])+1]
 
-# %% ../../nbs/11_data.doodles.ipynb #d4ee966d
+# %% ../../nbs/11_data.doodles.ipynb #e628da6f
 def _lay_out(paper, dice, cast, ground, light):
     "Draw the animals of `cast` from left to right, those further away first; gives the points of each."
     k,spots,marks = len(cast),[],{}
     for i,a in enumerate(cast):
         _,w,h = ROOM[a.pose]
         if a.ears!='pointed': h -= 0.25
-        share,dx,dy = dice.real(0.72, 1),dice.real(-0.5, 0.5),dice.real(0, 0.16 if k>1 else 0.12)
+        share,dx,dy = dice.real(0.78, 1),dice.real(-0.45, 0.45),dice.real(0, 0.16 if k>1 else 0.09)
         unit = share*min((1 if k==1 else 1.35/k)/w, 0.92/h)
         x = (i + 0.5)/k + dx*max(0.06, 1.06/k - w*unit)
-        spots.append((1.02 - dy if a.pose=='portrait' else ground - dy, i, x if k==1 else 0.05 + 0.9*x, unit))
+        spots.append((1. - dy if a.pose=='portrait' else ground - dy, i, x if k==1 else 0.05 + 0.9*x, unit))
     for y,i,x,unit in sorted(spots): marks[i] = draw_animal(paper, dice, cast[i], i+1, x, y, unit, light)
     return [marks[i] for i in range(k)]
 
-# %% ../../nbs/11_data.doodles.ipynb #df5906c7
+# %% ../../nbs/11_data.doodles.ipynb #7a420168
 @checked
 def draw_doodle(
     seed, # int, or tuple of ints: the same seed gives the same drawing
@@ -201,7 +201,7 @@ def draw_doodle(
     if not 1<=animals<=6: raise DataError(f'animals is {animals}; a doodle has 1 to 6 of them.')
     if species: choose(species, SPECIES, 'species')
     dice,paper = Chance(seed),Paper(size)
-    place,front,dusk,light,ground = dice.pick(PLACES),dice.pick([*FRONTS, 'nothing', 'nothing']),dice.yes(0.25),dice.pick([-1, 1]),dice.real(.86, .94)
+    place,front,dusk,light,ground = dice.pick(PLACES),dice.pick([*FRONTS, 'nothing', 'nothing']),dice.yes(0.2),dice.pick([-1, 1]),dice.real(.86, .94)
     PLACES[place](paper, dice, place, ground)
     cast = [cast_animal(dice, species or kind, animals==1) for kind in [dice.pick(SPECIES) for _ in range(animals)]]
     marks = _lay_out(paper, dice, cast, ground, light)

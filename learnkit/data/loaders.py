@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['split_records', 'TaskLoaders', 'record_block', 'record_dls']
 
-# %% ../../nbs/19_data.loaders.ipynb #159eb9df
+# %% ../../nbs/19_data.loaders.ipynb #bb11a5ba
 import random, torch
 from fastcore.all import *
-from fastai.data.block import DataBlock
 from fastai.data.core import DataLoaders
 from fastai.torch_core import to_device
 from ..core import DataError
 from .augment import augment_tfms, fit_size
+from .blocks import DataBlock
 from .show import show_grid
 
 # %% ../../nbs/19_data.loaders.ipynb #cd3d15a9
@@ -66,7 +66,7 @@ class TaskLoaders(DataLoaders):
         b = b if not unique else dl.after_batch(to_device(b, self.device))
         return show_grid([(o[0], detuplify(o[1:])) for o in dl.decode_batch(b, max_n=max_n)], self.task.show, **kwargs)
 
-# %% ../../nbs/19_data.loaders.ipynb #5b77be98
+# %% ../../nbs/19_data.loaders.ipynb #87d24a0f
 def record_block(
     task, # a `Task`, for its blocks
     vocab=None, # names of classes, where the task has any; None: the task finds them
@@ -74,14 +74,14 @@ def record_block(
     valid=0.2, # share or function, see `split_records`
     seed:int=42, # for the split
     method:str='crop', # how pictures come to `size`: 'crop', 'squish' or 'pad'
-    augment=1., # strength of `augment_tfms`, or a list of batch transforms
+    augment=0.5, # strength of `augment_tfms`, or a list of batch transforms
     item_tfms=None): # item transforms in place of `fit_size(size, method)`
     "A fastai `DataBlock` for records of `task`."
     batch_tfms = augment_tfms(augment) if isinstance(augment, (int, float)) else augment
     return DataBlock(blocks=task.blocks(vocab=vocab), splitter=partial(split_records, valid=valid, seed=seed),
         item_tfms=item_tfms or fit_size(size, method), batch_tfms=batch_tfms)
 
-# %% ../../nbs/19_data.loaders.ipynb #30b77495
+# %% ../../nbs/19_data.loaders.ipynb #5a41026c
 @delegates(record_block)
 def record_dls(
     task, # a `Task`, for its blocks and its way to draw
@@ -94,9 +94,6 @@ def record_dls(
     **kwargs): # see `record_block`
     "`TaskLoaders` of `records`, with what the reader refused in `.problems`."
     if bs < 1: raise DataError(f'bs={bs}: a batch needs one picture at least.')
-    dsets = (block := record_block(task, vocab, **kwargs)).datasets(records)
     if num_workers is None: num_workers = min(8, defaults.cpus) if torch.cuda.is_available() else 0
-    sizes = dict(bs=min(bs, len(dsets.train)), val_bs=min(bs, len(dsets.valid)))
-    tfms = dict(after_item=block.item_tfms, after_batch=block.batch_tfms)
-    dls = dsets.dataloaders(path=path, num_workers=num_workers, device=device, **sizes, **tfms, **block.dls_kwargs)
+    dls = record_block(task, vocab, **kwargs).dataloaders(records, path=path, bs=bs, num_workers=num_workers, device=device)
     return TaskLoaders(*dls.loaders, path=path, device=dls.device).know(task, getattr(records, 'problems', []))

@@ -109,10 +109,10 @@ def number_blocks(vocab=None, picture=PILImage): return ImageBlock(picture), Reg
 regression = register(Task('regression', blocks=number_blocks, model=regression_model, loss=lambda dls: MSELossFlat(),
     metrics=(mae,), show=show_number, decode=_decode_value, splitter=three_groups))
 
-# %% ../../nbs/40_task.classification.ipynb #e9640739
+# %% ../../nbs/40_task.classification.ipynb #addd2b6d
 def sorted_vocab(names) -> L: # class names, with repetitions
     "Each of `names` once, in natural order; raises `DataError` where there are fewer than two."
-    vocab = L(sorted({*names}, key=natural_key))
+    vocab = L(sorted({o for o in names if o is not None}, key=natural_key))
     if len(vocab) < 2: raise DataError(f'Found {len(vocab)} class ({", ".join(vocab)}), but need two classes at least to tell apart.')
     return vocab
 
@@ -178,7 +178,7 @@ def class_weights(dls) -> torch.Tensor: # one weight a class, mean 1
 
 def _learner(task, dls, arch, pretrained, kwargs, **model_kw): return task_learner(task, dls, arch, pretrained, model_kw=model_kw, **kwargs)
 
-# %% ../../nbs/40_task.classification.ipynb #89342662
+# %% ../../nbs/40_task.classification.ipynb #55d0d0b1
 @checked
 @delegates(task_learner, but=['task', 'model_kw'])
 def classification_learner(
@@ -191,7 +191,7 @@ def classification_learner(
     n_in:int=None, # colour channels; None: as many as the pictures have
     custom_head=None, # a module in place of the head
     lin_ftrs=None, # sizes of the head's hidden layers; None: [512]
-    ps=0.5, # dropout in the head
+    ps=0.25, # dropout in the head
     concat_pool:bool=True, # average and maximum of each feature map, else the average alone
     **kwargs): # see `task_learner`
     "A learner that tells which class a picture shows."
@@ -201,7 +201,7 @@ def classification_learner(
     head = dict(n_out=n_out, n_in=n_in, custom_head=custom_head, lin_ftrs=lin_ftrs, ps=ps, concat_pool=concat_pool)
     return _learner(classification, dls, arch, pretrained, kwargs, **head)
 
-# %% ../../nbs/40_task.classification.ipynb #f96c2765
+# %% ../../nbs/40_task.classification.ipynb #e68818f3
 @checked
 @delegates(task_learner, but=['task', 'model_kw'])
 def multilabel_learner(
@@ -211,7 +211,7 @@ def multilabel_learner(
     n_in:int=None, # colour channels; None: as many as the pictures have
     custom_head=None, # a module in place of the head
     lin_ftrs=None, # sizes of the head's hidden layers; None: [512]
-    ps=0.5, # dropout in the head
+    ps=0.25, # dropout in the head
     **kwargs): # see `task_learner`
     "A learner that tells which labels a picture has."
     return _learner(multilabel, dls, arch, pretrained, kwargs, n_in=n_in, custom_head=custom_head, lin_ftrs=lin_ftrs, ps=ps)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TaskLearner', 'task_learner', 'body_of', 'Prediction']
 
-# %% ../../nbs/35_train.learner.ipynb #82d6591c
-import inspect, tempfile, numpy as np, torch
+# %% ../../nbs/35_train.learner.ipynb #f458ca55
+import inspect, sys, tempfile, numpy as np, torch
 from copy import copy
 from fastcore.all import *
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from pathlib import Path
 from fastai.callback.channelslast import ChannelsLast
 import fastai.callback.schedule # gives Learner its fit_one_cycle and lr_find  # chkstyle: ignore
 from fastai.data.transforms import Normalize
-from fastai.learner import Learner, defaults
+from fastai.learner import Learner, defaults, replacing_yield
 from fastai.optimizer import Adam
 from fastai.torch_core import to_device
 from fastai.torch_core import join_path_file
@@ -26,7 +26,7 @@ from ..models.zoo import Body
 from ..settings import settings
 from .speed import MixedPrecision, precision_cb
 
-# %% ../../nbs/35_train.learner.ipynb #9a63d23e
+# %% ../../nbs/35_train.learner.ipynb #3095a269
 class TaskLearner(Learner):
     "A fastai `Learner` that knows its `task`."
     def __init__(self, *args, **kwargs):
@@ -35,10 +35,10 @@ class TaskLearner(Learner):
 
     @contextmanager
     def _quiet(self):
-        "No bars and no table of losses within, where the setting `progress` is off."
-        if settings.progress: yield
+        "Bars and a table within where bars can move; the plain table in a log file; neither where the setting `progress` is off."
+        if settings.progress and (IN_NOTEBOOK or sys.stdout.isatty()): yield
         else:
-            with self.no_bar(), self.no_logging(): yield
+            with self.no_bar(), self._logging(self._row if settings.progress else noop): yield
 
     def fit(self, *args, **kwargs):
         with self._quiet(): super().fit(*args, **kwargs)
@@ -53,6 +53,18 @@ class TaskLearner(Learner):
 
     def _do_epoch_validate(self, *args, **kwargs):
         with self._quiet(): super()._do_epoch_validate(*args, **kwargs)
+
+# %% ../../nbs/35_train.learner.ipynb #dc62b3fb
+@patch
+@contextmanager
+def _logging(self:TaskLearner, f): yield from replacing_yield(self, 'logger', f)
+
+@patch
+def _row(self:TaskLearner, log):
+    "Print `log`, the numbers of an epoch, below the names of their columns."
+    names = [*self.recorder.metric_names]
+    for r in [names, log] if not log[0] else [log]:
+        print('  '.join(f'{f"{v:.6f}" if isinstance(v, float) else v!s:<{max(8, len(n))}}' for v,n in zip(r, names)), flush=True)
 
 # %% ../../nbs/35_train.learner.ipynb #26f71ea3
 @patch
@@ -141,12 +153,12 @@ def _no_batch(dls):
     return (f'There are {len(dls.train_ds)} pictures to train on but a batch is {dls.train.bs}, so no batch would be full and nothing '
         f'would be trained. Pass a smaller `bs`, {len(dls.train_ds)} at most, to `dataloaders`.')
 
-# %% ../../nbs/35_train.learner.ipynb #ce4056b1
+# %% ../../nbs/35_train.learner.ipynb #477ee06e
 @patch
 def fine_tune(
     self:TaskLearner,
     epochs:int, # passes over the training pictures with all layers learning
-    base_lr:float=2e-3, # learning rate of the head in the first stage
+    base_lr:float=None, # learning rate of the head in the first stage; None: 2e-3, or 8e-3 for a body without pretrained weights
     freeze_epochs:int=1, # passes with a frozen body before that
     lr_mult:float=100, # the first layers learn that many times slower than the head
     pct_start:float=0.3, # share of the second stage in which the rate rises
@@ -156,8 +168,9 @@ def fine_tune(
     if not self.pretrained:
         say('The body has no pretrained weights, so all its layers learn from the start.')
         self.unfreeze()
-        return self.fit_one_cycle(epochs+freeze_epochs, base_lr, pct_start=pct_start, **kwargs)
+        return self.fit_one_cycle(epochs+freeze_epochs, base_lr or 8e-3, pct_start=pct_start, **kwargs)
     self.freeze()
+    base_lr = base_lr or 2e-3
     if freeze_epochs: self.fit_one_cycle(freeze_epochs, slice(base_lr), pct_start=0.99, **kwargs)
     self.unfreeze()
     self.fit_one_cycle(epochs, slice(base_lr/2/lr_mult, base_lr/2), pct_start=pct_start, div=div, **kwargs)

@@ -172,13 +172,14 @@ def _load_bundle(path, cpu=True):
     if not cpu and torch.cuda.is_available(): learn.dls.to('cuda'), learn.model.cuda()
     return learn
 
-# %% ../../nbs/51_use.bundle.ipynb #a3d280fb
+# %% ../../nbs/51_use.bundle.ipynb #8a937677
 def load_learner(
     fname, # a bundle, or a pickle of fastai
     cpu:bool=True, # keep it on the processor, even if there is a GPU
     trust:bool=False): # read a pickle, which can run any code: only for files that you made yourself
     "The learner that `export` wrote; raises `UntrustedFile` for a pickle unless `trust` is given."
     path = Path(fname)
+    if path.is_dir(): raise DataError(f'{path} is a folder; a learner is one file, such as {path}/model.learnkit.')
     if not path.is_file(): raise NotFound(f'There is no file {path}.')
     with open(path, 'rb') as f: start = f.read(4)
     if start[:2] in (b'PK', b'\x80\x02', b'\x80\x04', b'\x80\x05'):
