@@ -33,6 +33,8 @@ base dev:
 demo: base
 	$(BIN)/learnkit demo $(if $(DATA),--data '$(DATA)') $(if $(OUT),--out '$(OUT)') $(ARGS)
 
+# One thread for each notebook: nbdev-test runs as many notebooks at a time as there are cores.
+test: export OMP_NUM_THREADS = 1
 test: dev
 	$(BIN)/nbdev-test
 	$(BIN)/python -m pytest
