@@ -657,6 +657,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'learnkit.web._fetch': ('web.html#_fetch', 'learnkit/web.py'),
                               'learnkit.web._forget': ('web.html#_forget', 'learnkit/web.py'),
                               'learnkit.web._inside': ('web.html#_inside', 'learnkit/web.py'),
+                              'learnkit.web._is_same': ('web.html#_is_same', 'learnkit/web.py'),
                               'learnkit.web._notes': ('web.html#_notes', 'learnkit/web.py'),
                               'learnkit.web._opener': ('web.html#_opener', 'learnkit/web.py'),
                               'learnkit.web._room': ('web.html#_room', 'learnkit/web.py'),

@@ -158,7 +158,12 @@ def _close(self):
 
 Progress.show,Progress.close = _show,_close
 
-# %% ../nbs/02_web.ipynb #387c4ab9
+# %% ../nbs/02_web.ipynb #0539930f
+def _is_same(f, path):
+    "Is the open file `f` still the one that lies at `path`?"
+    try: return os.fstat(f.fileno()).st_ino == path.stat().st_ino
+    except FileNotFoundError: return False
+
 @contextmanager
 def alone(path): # the lock file; it is removed at the end
     "Hold the lock file `path`, so that no other process or thread does the same at the same time."
@@ -170,7 +175,7 @@ def alone(path): # the lock file; it is removed at the end
         with f:
             try: fcntl and fcntl.flock(f, fcntl.LOCK_EX)
             except OSError: pass
-            if not path.exists() or os.fstat(f.fileno()).st_ino != path.stat().st_ino: continue
+            if not _is_same(f, path): continue
             try: yield
             finally:
                 with suppress(OSError):
