@@ -50,7 +50,7 @@ def _task_for(records, task, data):
     raise DataError(f'{task} learns from the {need} of a picture, and {data} gives a {there[0]}. Name a csv file and its column with --{need}, '
         f'or use --task {TARGETS[there[0]]}.')
 
-# %% ../nbs/55_cli.ipynb #871de2cb
+# %% ../nbs/55_cli.ipynb #fb8a0c48
 def _save_figure(path):
     "Write the current matplotlib figure to `path`, whole or not at all, and close it."
     import matplotlib.pyplot as plt
@@ -62,7 +62,7 @@ def _pictures(learn, out):
     "Draw what happened into folder `out`: curves, results and, for classes, the confusion matrix."
     learn.plot_curves()
     _save_figure(out/'curves.png')
-    learn.show_results(max_n=12, shuffle=False)
+    learn.show_results(max_n=12)
     _save_figure(out/'results.png')
     interp = learn.interpret()
     if 'label' in interp.facts[0]:

@@ -64,14 +64,15 @@ def show_number(x, y, ctx=None, pred=None):
     y,pred = (np.asarray(o.detach().cpu() if hasattr(o, 'detach') else o, dtype=float).reshape(-1) for o in (y, pred))
     return show_picture(x, ctx, f'{as_words(y.tolist())}\n{as_words(pred.tolist())} (off by {np.abs(pred-y).mean():.2g})')
 
-# %% ../../nbs/18_data.show.ipynb #8827b371
+# %% ../../nbs/18_data.show.ipynb #e77fa409
 def grid_axes(
     n:int, # number of places
-    ncols:int=None, # columns; None: as square as possible
-    size:float=1.9, # inches of a place
+    ncols:int=None, # columns; None: a little wider than high, without gaps where that goes
+    size:float=1.5, # inches of a place
     title:str=None):
     "A list of `n` matplotlib axes in a grid."
-    ncols = min(n, ncols or math.ceil(math.sqrt(n*1.6)))
+    wide = math.ceil(math.sqrt(n*1.6))
+    ncols = min(n, ncols or next((c for c in (wide, wide+1, wide-1) if n%c == 0), wide))
     nrows = math.ceil(n/ncols)
     fig,axs = plt.subplots(nrows, ncols, figsize=(ncols*size, nrows*size*1.15), squeeze=False, layout='constrained')
     for ax in axs.flat: ax.set_axis_off()
