@@ -11,10 +11,10 @@ import gc as _gc
 _collecting = _gc.isenabled()
 _gc.disable()
 
-# %% ../nbs/54_all.ipynb #8701b008
+# %% ../nbs/54_all.ipynb #aa1a4f81
+from .settings import settings # chkstyle: ignore
 from fastai.vision.all import *
 from torchvision import models # chkstyle: ignore
-from .settings import settings # chkstyle: ignore
 from .core import *
 from .web import *
 

@@ -88,11 +88,10 @@ def test_pictures_are_prepared_the_same(drawings, tmp_path, tfms):
     for r in dls.valid_ds.items[:4]: assert abs(learn.predict(r.image).prob - again.predict(r.image).prob) < 1e-6
 
 def test_lesson_style_blocks_and_grey_pictures(drawings, tmp_path):
-    block = lk.DataBlock(
-        blocks=(lk.ImageBlock(cls=lk.PILImageBW), lk.CategoryBlock), get_items=lk.get_image_files, get_y=lk.parent_label,
-        splitter=lk.RandomSplitter(seed=1), item_tfms=lk.Resize(32))
+    how = dict(get_items=lk.get_image_files, get_y=lk.parent_label, splitter=lk.RandomSplitter(seed=1), item_tfms=lk.Resize(32))
+    block = lk.DataBlock(blocks=(lk.ImageBlock(cls=lk.PILImageBW), lk.CategoryBlock), **how)
     learn = lk.vision_learner(block.dataloaders(drawings/'train', bs=16), lk.resnet18, pretrained=False, path=tmp_path)
-    assert learn.model[0].net.conv1.in_channels == 1 if hasattr(learn.model[0], 'net') else True
+    assert learn.model[0].net.conv1.in_channels == 1
     again = lk.load_learner(learn.export('m.learnkit'))
     photo = learn.dls.valid_ds.items[0]
     assert abs(learn.predict(photo).prob - again.predict(photo).prob) < 1e-6

@@ -1,4 +1,4 @@
-"""Guards of the drawn data sets: labels agree with the picture, the layouts can be read, and species is no matter of colour or place."""
+"Guards of the drawn data sets: labels agree with the picture, the layouts can be read, and species is no matter of colour or place."
 import csv, json
 import numpy as np, pytest
 from PIL import Image

@@ -2,7 +2,6 @@
 
 A test that fails because plain fastai has become right is good news: then the mending can go."""
 import json, subprocess, sys, warnings
-from pathlib import Path
 import pytest, torch
 from PIL import Image
 
@@ -94,8 +93,7 @@ def test_row_1_another_body_does_not_change_the_first_learner(dls):
     import learnkit.all as lk
     a = lk.vision_learner(dls, 'resnet18', pretrained=False)
     b = lk.vision_learner(dls, 'vit_tiny_patch16_224', pretrained=False)
-    mean = lambda o: first(f for f in o.dls.valid.after_batch.fs if isinstance(f, lk.Normalize)).mean.flatten().tolist()
-    from fastcore.all import first
+    def mean(o): return lk.first(f for f in o.dls.valid.after_batch.fs if isinstance(f, lk.Normalize)).mean.flatten().tolist()
     assert mean(a) != mean(b) and mean(b) == pytest.approx([.5]*3)
 
 @pytest.mark.parametrize('arch', ['googlenet', 'vit_b_16'])

@@ -3,8 +3,7 @@ import io, json, subprocess, sys, threading, types
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
-import numpy as np
-import pytest
+import numpy as np, pytest
 from PIL import Image
 from learnkit.core import DataError, MissingExtra, NotFound, OfflineError
 from learnkit.data import gather

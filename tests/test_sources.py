@@ -630,5 +630,4 @@ def test_write_classes_names(tmp_path):
 # The real archives, where there are any
 
 @pytest.mark.parametrize('name,n', [('pets_sample', 16), ('cats_vs_dogs', 1250), ('mnist_png', 3600)])
-def test_real_archives(mirror, name, n):
-    assert len(files(get_data(name, mirror=mirror))) == n
+def test_real_archives(mirror, name, n): assert len(files(get_data(name, mirror=mirror))) == n

@@ -4,9 +4,9 @@ import pytest, torch
 import learnkit.all as lk
 from learnkit.data.images import open_image
 
-READ = dict(
-    classification=lk.read_folder, multilabel=lambda p: lk.read_csv(p/'labels.csv', labels='attributes'),
-    regression=lambda p: lk.read_csv(p/'labels.csv', value='age'))
+def table(**column): return lambda path: lk.read_csv(path/'labels.csv', **column)
+
+READ = dict(classification=lk.read_folder, multilabel=table(labels='attributes'), regression=table(value='age'))
 
 @pytest.fixture(params=sorted(lk.tasks()))
 def name(request): return request.param

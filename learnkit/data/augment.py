@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['METHODS', 'fit_size', 'augment_tfms']
 
-# %% ../../nbs/17_data.augment.ipynb #de0c9923
-from fastai.vision.augment import PadMode, Resize, ResizeMethod, aug_transforms
+# %% ../../nbs/17_data.augment.ipynb #bcb442a8
 from ..core import choose, DataError
+from fastai.vision.augment import PadMode, Resize, ResizeMethod, aug_transforms
 
 # %% ../../nbs/17_data.augment.ipynb #6516a4b8
 METHODS = dict(crop=ResizeMethod.Crop, squish=ResizeMethod.Squish, pad=ResizeMethod.Pad)

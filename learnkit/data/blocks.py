@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['field', 'where', 'ImageBlock', 'CategoryBlock', 'MultiCategoryBlock', 'RegressionBlock', 'DataBlock']
 
-# %% ../../nbs/16_data.blocks.ipynb #3e2f2767
+# %% ../../nbs/16_data.blocks.ipynb #77daf390
+from ..core import DataError, say
 from fastcore.all import *
 from fastai.data.block import CategoryBlock as _CategoryBlock
 from fastai.data.block import MultiCategoryBlock as _MultiCategoryBlock
@@ -14,7 +15,6 @@ from fastai.data.block import DataBlock as _DataBlock
 from fastai.data.block import TransformBlock
 from fastai.data.transforms import IntToFloatTensor
 from fastai.vision.core import PILBase, PILImage
-from ..core import DataError, say
 from .images import open_image
 from .records import Record
 

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['split_records', 'TaskLoaders', 'record_block', 'record_dls']
 
-# %% ../../nbs/19_data.loaders.ipynb #bb11a5ba
+# %% ../../nbs/19_data.loaders.ipynb #135f7c5a
 import random, torch
+from ..core import DataError
 from fastcore.all import *
 from fastai.data.core import DataLoaders
 from fastai.torch_core import to_device
-from ..core import DataError
 from .augment import augment_tfms, fit_size
 from .blocks import DataBlock
 from .show import show_grid

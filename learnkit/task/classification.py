@@ -9,8 +9,9 @@ __all__ = ['classification', 'multilabel', 'regression', 'cnn_learner', 'classif
            'regression_block', 'class_weights', 'classification_learner', 'multilabel_learner', 'regression_learner',
            'task_of', 'vision_learner']
 
-# %% ../../nbs/40_task.classification.ipynb #cc437906
+# %% ../../nbs/40_task.classification.ipynb #f93fec75
 import numpy as np, torch
+from ..core import DataError, Task, checked, register
 from fastcore.all import *
 from pathlib import Path
 from functools import partial
@@ -22,7 +23,6 @@ from fastai.vision.core import PILImage
 from fastai.vision.learner import create_head
 from fastai.layers import apply_init
 from torch import nn
-from ..core import DataError, Task, checked, register
 from ..data.blocks import CategoryBlock, ImageBlock, MultiCategoryBlock, RegressionBlock
 from ..data.images import natural_key
 from ..data.loaders import record_block, record_dls

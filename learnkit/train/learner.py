@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['TaskLearner', 'task_learner', 'body_of', 'Prediction']
 
-# %% ../../nbs/35_train.learner.ipynb #f458ca55
+# %% ../../nbs/35_train.learner.ipynb #66b690ce
 import inspect, sys, tempfile, numpy as np, torch
+from ..core import DataError, NotFound, say
 from copy import copy
 from fastcore.all import *
 from contextlib import contextmanager
@@ -20,7 +21,6 @@ from fastai.torch_core import to_device
 from fastai.torch_core import join_path_file
 from fastai.vision.core import PILBase, PILImage
 from fasttransform import Pipeline
-from ..core import DataError, NotFound, say
 from ..data.show import show_grid
 from ..models.zoo import Body
 from ..settings import settings

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['DTYPES', 'MixedPrecision', 'has_fast_bf16', 'probe', 'AutoPrecision', 'precision_cb']
 
-# %% ../../nbs/32_train.speed.ipynb #982294c9
+# %% ../../nbs/32_train.speed.ipynb #a84e273d
 import time, torch
+from ..core import choose, say
 from fastcore.all import *
 from fastai.callback.fp16 import MixedPrecision as _MixedPrecision
 from fastai.callback.fp16 import AMPMode
 from fastai.torch_core import to_float
 from torch.amp import GradScaler, autocast
-from ..core import choose, say
 
 # %% ../../nbs/32_train.speed.ipynb #747ae1e4
 DTYPES = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['FORMAT', 'read_bundle', 'load_learner']
 
-# %% ../../nbs/51_use.bundle.ipynb #0199f7b6
+# %% ../../nbs/51_use.bundle.ipynb #a3832a97
 import json, torch
+from ..core import DataError, LearnkitError, NotFound, UntrustedFile, atomic_path, choose, get_task
 from fastcore.all import *
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +20,6 @@ from fastai.vision.core import PILImage, PILImageBW
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from ..core import DataError, LearnkitError, NotFound, UntrustedFile, atomic_path, choose, get_task
 from ..data.records import Record
 from ..models.zoo import facts
 from ..train.learner import TaskLearner, task_learner, _picture_type
