@@ -64,3 +64,31 @@ def test_validation_agrees_with_predict(learn):
     preds = learn.predict([o.image for o in learn.dls.valid_ds.items])
     again = torch.stack([torch.as_tensor(p[1]) for p in preds])
     assert torch.allclose(dec.float(), again.float(), atol=1e-4)
+
+def test_rare_classes_count(drawings):
+    rs = lk.read_folder(drawings)
+    few = [r for r in rs if r.label == 'dogs' or r.split == 'valid'] + [r for r in rs.train if r.label == 'cats'][:8]
+    learn = lk.classification_learner(lk.classification_dls(few, size=32), class_weights='balanced', label_smoothing=.1)
+    cats,dogs = learn.loss_func.func.weight.tolist()
+    assert cats/dogs == pytest.approx(32/8) and learn.loss_func.func.label_smoothing == .1
+
+def test_arguments_that_do_not_exist(drawings):
+    dls = lk.classification_dls(drawings, size=32, bs=16)
+    with pytest.raises(TypeError, match='classification_learner has no argument .pretraned.*Did you mean pretrained'): lk.classification_learner(dls, pretraned=False)
+    with pytest.raises(TypeError, match='vision_learner has no argument'): lk.vision_learner(dls, lk.resnet18, metrcs=lk.accuracy)
+    with pytest.raises(TypeError, match='Did you mean bs'): lk.classification_dls(drawings, bz=3)
+
+def test_a_set_of_weights_is_looked_for_by_its_name(drawings, monkeypatch):
+    monkeypatch.setenv('LEARNKIT_OFFLINE', 'true')
+    dls = lk.classification_dls(drawings, size=32, bs=16)
+    with pytest.raises(lk.OfflineError, match='resnet50-0676ba61'): lk.vision_learner(dls, lk.models.resnet50, weights=lk.models.ResNet50_Weights.IMAGENET1K_V1)
+
+def test_lr_find_and_interruption_leave_the_weights(drawings, tmp_path, monkeypatch):
+    learn = lk.classification_learner(lk.classification_dls(drawings, size=32, bs=16), 'small', path=tmp_path)
+    before = {k:v.clone() for k,v in learn.model.state_dict().items()}
+    learn.lr_find(num_it=6, show_plot=False)
+    assert all(torch.equal(v, before[k]) for k,v in learn.model.state_dict().items())
+    def stop(self, *args): raise KeyboardInterrupt
+    monkeypatch.setattr(lk.Recorder, 'after_train', stop)
+    with pytest.raises(KeyboardInterrupt): learn.lr_find(num_it=20, show_plot=False)
+    assert all(torch.equal(v, before[k]) for k,v in learn.model.state_dict().items()) and not list(tmp_path.iterdir())

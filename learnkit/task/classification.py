@@ -6,7 +6,7 @@
 __all__ = ['classification', 'multilabel', 'regression', 'cnn_learner', 'classification_model', 'n_answers', 'three_groups',
            'regression_model', 'class_blocks', 'same_labels', 'label_blocks', 'number_blocks', 'sorted_vocab',
            'classification_dls', 'multilabel_dls', 'regression_dls', 'classification_block', 'multilabel_block',
-           'regression_block', 'class_weights', 'classification_learner', 'multilabel_learner', 'regression_learner',
+           'regression_block', 'balanced_weights', 'classification_learner', 'multilabel_learner', 'regression_learner',
            'task_of', 'vision_learner']
 
 # %% ../../nbs/40_task.classification.ipynb #f93fec75
@@ -170,15 +170,15 @@ def regression_block(**kwargs):
     "The fastai `DataBlock` of `regression_dls`: records in, pictures with numbers out."
     return record_block(regression, **kwargs)
 
-# %% ../../nbs/40_task.classification.ipynb #e0b6ee3a
-def class_weights(dls) -> torch.Tensor: # one weight a class, mean 1
+# %% ../../nbs/40_task.classification.ipynb #f28686b3
+def balanced_weights(dls) -> torch.Tensor: # one weight a class, mean 1
     "Weights that give each class of the training pictures of `dls` the same say."
     n = torch.bincount(torch.stack([*dls.train_ds.tls[1]]).long().view(-1), minlength=len(dls.vocab)).float()
     return (w := n.sum()/n.clamp(min=1)) / w.mean()
 
 def _learner(task, dls, arch, pretrained, kwargs, **model_kw): return task_learner(task, dls, arch, pretrained, model_kw=model_kw, **kwargs)
 
-# %% ../../nbs/40_task.classification.ipynb #55d0d0b1
+# %% ../../nbs/40_task.classification.ipynb #bffa1a02
 @checked
 @delegates(task_learner, but=['task', 'model_kw'])
 def classification_learner(
@@ -186,7 +186,7 @@ def classification_learner(
     arch=None, # name or function of an architecture; None: the built-in body
     pretrained:bool=True, # start from pretrained weights, where there are any
     label_smoothing:float=0., # share of the target that is spread over all classes
-    weights=None, # class weights: 'balanced', or one number a class
+    class_weights=None, # 'balanced', or one number a class
     n_out:int=None, # answers; None: as many as there are classes
     n_in:int=None, # colour channels; None: as many as the pictures have
     custom_head=None, # a module in place of the head
@@ -195,7 +195,7 @@ def classification_learner(
     concat_pool:bool=True, # average and maximum of each feature map, else the average alone
     **kwargs): # see `task_learner`
     "A learner that tells which class a picture shows."
-    w = class_weights(dls) if isinstance(weights, str) else None if weights is None else torch.tensor(weights, dtype=torch.float)
+    w = balanced_weights(dls) if class_weights == 'balanced' else None if class_weights is None else torch.tensor(class_weights, dtype=torch.float)
     if w is not None or label_smoothing:
         kwargs.setdefault('loss_func', CrossEntropyLossFlat(weight=None if w is None else w.to(dls.device), label_smoothing=label_smoothing))
     head = dict(n_out=n_out, n_in=n_in, custom_head=custom_head, lin_ftrs=lin_ftrs, ps=ps, concat_pool=concat_pool)
@@ -240,7 +240,7 @@ def task_of(dls) -> Task: # a registered task
     if found is None: raise DataError(f'These targets ask for {loss}, which is no loss of classification, labels or numbers. Use the task\'s own learner.')
     return found
 
-# %% ../../nbs/40_task.classification.ipynb #ea2dea06
+# %% ../../nbs/40_task.classification.ipynb #6f60d207
 @checked
 @delegates(task_learner, but=['task', 'model_kw'])
 def vision_learner(
@@ -249,6 +249,7 @@ def vision_learner(
     normalize:bool=True, # normalise batches as the body expects
     n_out:int=None, # answers; None: as many as the data has
     pretrained:bool=True, # start from pretrained weights, where there are any
+    weights=None, # which of torchvision's sets of weights: its enum, or its name such as 'IMAGENET1K_V1'
     n_in:int=None, # colour channels; None: as many as the pictures have
     init=nn.init.kaiming_normal_, # how the head's weights start
     custom_head=None, # a module in place of the head
@@ -261,6 +262,7 @@ def vision_learner(
     y_range=None, # (lowest, highest) number that can be an answer
     **kwargs): # see `task_learner`
     "fastai's `vision_learner`, for every architecture of the zoo."
+    if weights is not None and pretrained: arch = f'{getattr(arch, "__name__", arch)}.{getattr(weights, "name", weights)}'
     return _learner(task_of(dls), dls, arch, pretrained, dict(kwargs, normalize=normalize), n_out=n_out, n_in=n_in, init=init,
         custom_head=custom_head, concat_pool=concat_pool, lin_ftrs=lin_ftrs, ps=ps, first_bn=first_bn, bn_final=bn_final,
         lin_first=lin_first, y_range=y_range)

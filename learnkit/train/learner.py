@@ -106,7 +106,7 @@ def _copied(dls):
     res.loaders = [dl.new(after_batch=Pipeline(L(dl.after_batch.fs), split_idx=dl.after_batch.split_idx)) for dl in dls.loaders]
     return res
 
-# %% ../../nbs/35_train.learner.ipynb #d16c9900
+# %% ../../nbs/35_train.learner.ipynb #6931b7b6
 def task_learner(
     task, # a `Task` record
     dls, # fastai `DataLoaders`
@@ -132,6 +132,7 @@ def task_learner(
     model = task.model(arch, dls, pretrained=pretrained, **(model_kw or {}))
     body = body_of(model)
     if normalize and body is not None: dls = _normalized(dls, body)
+    model.to(dls.device)
     kw = dict(opt_func=opt_func, lr=lr, path=path, model_dir=model_dir, wd=wd, wd_bn_bias=wd_bn_bias, train_bn=train_bn, moms=moms)
     learn = TaskLearner(dls, model, loss_func=loss_func or task.loss(dls), metrics=metrics or list(task.metrics),
         splitter=splitter or task.splitter, cbs=[o() for o in task.cbs] + [*L(cbs)], **kw)
