@@ -83,6 +83,14 @@ def test_a_set_of_weights_is_looked_for_by_its_name(drawings, monkeypatch):
     dls = lk.classification_dls(drawings, size=32, bs=16)
     with pytest.raises(lk.OfflineError, match='resnet50-0676ba61'): lk.vision_learner(dls, lk.models.resnet50, weights=lk.models.ResNet50_Weights.IMAGENET1K_V1)
 
+def test_a_log_file_gets_one_line_an_epoch(drawings, capsys):
+    learn = lk.classification_learner(lk.classification_dls(drawings, size=32, bs=16), 'small', precision='fp32')
+    with lk.settings.using(progress=True):
+        learn.fit_one_cycle(2)
+        rows = capsys.readouterr().out.splitlines()
+        learn.lr_find(num_it=6, show_plot=False), learn.validate(), learn.predict(learn.dls.valid_ds.items[0].image)
+    assert [o.split()[0] for o in rows] == ['epoch', '0', '1'] and capsys.readouterr().out == ''
+
 def test_lr_find_and_interruption_leave_the_weights(drawings, tmp_path, monkeypatch):
     learn = lk.classification_learner(lk.classification_dls(drawings, size=32, bs=16), 'small', path=tmp_path)
     before = {k:v.clone() for k,v in learn.model.state_dict().items()}

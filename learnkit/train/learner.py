@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TaskLearner', 'task_learner', 'body_of', 'Prediction']
 
-# %% ../../nbs/35_train.learner.ipynb #66b690ce
+# %% ../../nbs/35_train.learner.ipynb #8708db5a
 import inspect, sys, tempfile, numpy as np, torch
 from ..core import DataError, NotFound, say
 from copy import copy
@@ -15,6 +15,7 @@ from pathlib import Path
 from fastai.callback.channelslast import ChannelsLast
 import fastai.callback.schedule # gives Learner its fit_one_cycle and lr_find  # chkstyle: ignore
 from fastai.data.transforms import Normalize
+from fastai.imports import noop
 from fastai.learner import Learner, defaults, replacing_yield
 from fastai.optimizer import Adam
 from fastai.torch_core import to_device
@@ -26,7 +27,7 @@ from ..models.zoo import Body
 from ..settings import settings
 from .speed import MixedPrecision, precision_cb
 
-# %% ../../nbs/35_train.learner.ipynb #3095a269
+# %% ../../nbs/35_train.learner.ipynb #ecb42ef4
 class TaskLearner(Learner):
     "A fastai `Learner` that knows its `task`."
     def __init__(self, *args, **kwargs):
@@ -38,7 +39,7 @@ class TaskLearner(Learner):
         "Bars and a table within where bars can move; the plain table in a log file; neither where the setting `progress` is off."
         if settings.progress and (IN_NOTEBOOK or sys.stdout.isatty()): yield
         else:
-            with self.no_bar(), self._logging(self._row if settings.progress else noop): yield
+            with self.no_bar(), self._logging(self._row if settings.progress and self.logger is not noop else noop): yield
 
     def fit(self, *args, **kwargs):
         with self._quiet(): super().fit(*args, **kwargs)
