@@ -78,6 +78,10 @@ def test_arguments_that_do_not_exist(drawings):
     with pytest.raises(TypeError, match='vision_learner has no argument'): lk.vision_learner(dls, lk.resnet18, metrcs=lk.accuracy)
     with pytest.raises(TypeError, match='Did you mean bs'): lk.classification_dls(drawings, bz=3)
 
+def test_a_path_without_an_obvious_reader(drawings):
+    for f in (lk.multilabel_dls, lk.regression_dls):
+        with pytest.raises(lk.DataError, match='read_csv'): f(drawings)
+
 def test_a_set_of_weights_is_looked_for_by_its_name(drawings, monkeypatch):
     monkeypatch.setenv('LEARNKIT_OFFLINE', 'true')
     dls = lk.classification_dls(drawings, size=32, bs=16)

@@ -116,10 +116,12 @@ def sorted_vocab(names) -> L: # class names, with repetitions
     if len(vocab) < 2: raise DataError(f'Found {len(vocab)} class ({", ".join(vocab)}), but need two classes at least to tell apart.')
     return vocab
 
-# %% ../../nbs/40_task.classification.ipynb #5f6cac1d
-def _records(source, reader):
-    "`source` if it is records, else what `reader` makes of the path."
-    return reader(source) if isinstance(source, (str, Path)) else source
+# %% ../../nbs/40_task.classification.ipynb #72b537dc
+def _records(source, reader=None):
+    "`source` if it is records, else what `reader` makes of the path; raises `DataError` for a path without a reader."
+    if not isinstance(source, (str, Path)): return source
+    if reader is None: raise DataError(f"{source} is a path, and how to read its answers is not obvious. Pass records: read_csv('labels.csv', labels=…, value=…).")
+    return reader(source)
 
 # %% ../../nbs/40_task.classification.ipynb #a67296b3
 @checked
@@ -132,7 +134,7 @@ def classification_dls(
     rs = _records(source, read_folder)
     return record_dls(classification, rs, vocab or sorted_vocab(o.label for o in rs), **kwargs)
 
-# %% ../../nbs/40_task.classification.ipynb #a9b781f3
+# %% ../../nbs/40_task.classification.ipynb #d76e8098
 @checked
 @delegates(record_dls, but=['task', 'records'])
 def multilabel_dls(
@@ -140,16 +142,17 @@ def multilabel_dls(
     vocab=None, # label names in order; None: those of the records, sorted
     **kwargs): # see `record_dls`
     "`DataLoaders` for any number of labels a picture."
-    return record_dls(multilabel, source, vocab or sorted_vocab(n for o in source for n in o.labels or []), **kwargs)
+    rs = _records(source)
+    return record_dls(multilabel, rs, vocab or sorted_vocab(n for o in rs for n in o.labels or []), **kwargs)
 
-# %% ../../nbs/40_task.classification.ipynb #1acc8c34
+# %% ../../nbs/40_task.classification.ipynb #1a2773de
 @checked
 @delegates(record_dls, but=['task', 'records', 'vocab'])
 def regression_dls(
     source, # records with a `value`: a number or a list of them
     **kwargs): # see `record_dls`
     "`DataLoaders` for numbers."
-    return record_dls(regression, source, **kwargs)
+    return record_dls(regression, _records(source), **kwargs)
 
 # %% ../../nbs/40_task.classification.ipynb #caa7792f
 @checked
