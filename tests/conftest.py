@@ -1,10 +1,20 @@
 "What several test files share: drawings to learn from, the folder of real pictures, and a cache of their own."
-import os
+import os, threading
+from contextlib import contextmanager
 from pathlib import Path
 import matplotlib, pytest
 
 matplotlib.use('Agg')
 ROOT = Path(__file__).resolve().parent.parent
+
+@contextmanager
+def serving(server):
+    "`server` (of `http.server`), at work in a thread of its own within the block."
+    threading.Thread(target=server.serve_forever, kwargs=dict(poll_interval=0.02), daemon=True).start()
+    try: yield server
+    finally:
+        server.shutdown()
+        server.server_close()
 
 @pytest.fixture(autouse=True)
 def apart(tmp_path, monkeypatch):

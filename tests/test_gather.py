@@ -4,6 +4,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 import numpy as np, pytest
+from conftest import serving
 from PIL import Image
 from learnkit.core import DataError, MissingExtra, NotFound, OfflineError
 from learnkit.data import gather
@@ -37,11 +38,7 @@ class Web(BaseHTTPRequestHandler):
 def web():
     s = ThreadingHTTPServer(('127.0.0.1', 0), Web)
     s.routes, s.asked, s.lock, s.url = {}, [], threading.Lock(), f'http://127.0.0.1:{s.server_port}'
-    t = threading.Thread(target=s.serve_forever, kwargs=dict(poll_interval=0.02), daemon=True)
-    t.start()
-    yield s
-    s.shutdown()
-    s.server_close()
+    with serving(s): yield s
 
 
 @pytest.fixture(autouse=True)

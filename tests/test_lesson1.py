@@ -1,9 +1,10 @@
 "Lesson 1 of the fast.ai course runs as it is written, after nothing but the one import of learnkit."
-import io, threading
+import io
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import pytest, torch
 from PIL import Image
+from conftest import serving
 from learnkit.core import OfflineError
 from learnkit.data.doodles import write_doodles
 from learnkit.data.gather import ENGINES
@@ -41,11 +42,8 @@ class Quiet(SimpleHTTPRequestHandler):
 def site(tmp_path):
     "A folder, and the address under which a server of this machine shows it."
     (tmp_path/'site').mkdir()
-    server = ThreadingHTTPServer(('127.0.0.1', 0), partial(Quiet, directory=tmp_path/'site'))
-    threading.Thread(target=server.serve_forever, kwargs=dict(poll_interval=.02), daemon=True).start()
-    yield tmp_path/'site', f'http://127.0.0.1:{server.server_port}'
-    server.shutdown()
-    server.server_close()
+    with serving(ThreadingHTTPServer(('127.0.0.1', 0), partial(Quiet, directory=tmp_path/'site'))) as server:
+        yield tmp_path/'site', f'http://127.0.0.1:{server.server_port}'
 
 def noise(fmt):
     "A picture as bytes."

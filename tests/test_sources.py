@@ -3,6 +3,7 @@ import gzip, hashlib, io, os, random, subprocess, sys, tarfile, threading, zipfi
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 import pytest
+from conftest import serving
 from learnkit.core import DataError, NotFound, OfflineError
 from learnkit.data.sources import add_source, datasets, get_data, mirror_data, write_classes
 from learnkit.settings import settings
@@ -61,12 +62,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server():
-    s = Server()
-    t = threading.Thread(target=s.serve_forever, kwargs=dict(poll_interval=0.02), daemon=True)
-    t.start()
-    yield s
-    s.shutdown()
-    s.server_close()
+    with serving(Server()) as s: yield s
 
 
 @pytest.fixture(autouse=True)

@@ -41,7 +41,7 @@ def _share(records, valid, seed):
     rng = random.Random(seed)
     return sorted(i for k in sorted(groups, key=str) for i in rng.sample(groups[k], max(1, round(len(groups[k])*valid))))
 
-# %% ../../nbs/19_data.loaders.ipynb #9979d563
+# %% ../../nbs/19_data.loaders.ipynb #9bf972ca
 class TaskLoaders(DataLoaders):
     "fastai `DataLoaders` that know their `task` and the `problems` of their data."
     task,problems = None,L()
@@ -61,9 +61,8 @@ class TaskLoaders(DataLoaders):
         **kwargs): # for `learnkit.data.show.show_grid`
         "Draw pictures of a batch with their targets."
         dl = self[ds_idx]
-        if unique: b = dl.create_batch([dl.after_item(dl.dataset[0]) for _ in range(max_n)])
-        else: b = dl.one_batch()
-        b = b if not unique else dl.after_batch(to_device(b, self.device))
+        if not unique: b = dl.one_batch()
+        else: b = dl.after_batch(to_device(dl.create_batch([dl.after_item(dl.dataset[0]) for _ in range(max_n)]), self.device))
         return show_grid([(o[0], detuplify(o[1:])) for o in dl.decode_batch(b, max_n=max_n)], self.task.show, **kwargs)
 
 # %% ../../nbs/19_data.loaders.ipynb #87d24a0f
