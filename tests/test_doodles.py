@@ -1,10 +1,11 @@
-"Guards of the drawn data sets: labels agree with the picture, the layouts can be read, and species is no matter of colour or place."
+"Guards of the drawn data sets: labels agree with the picture, the layouts can be read, and neither species nor the sign of a hand is a matter of colour or place."
 import csv, json
 import numpy as np, pytest
 from PIL import Image
 from learnkit.core import DataError, NotFound
-from learnkit.data.doodles import ATTRIBUTES, doodles, draw_doodle, write_doodle_scenes, write_doodles
-from learnkit.data.drawing import COATS, PART_CODES, PATTERNS, POINT_NAMES, POSES, SPECIES
+from learnkit.data.doodles import ATTRIBUTES, doodles, draw_doodle, draw_hand, write_doodle_hands, write_doodle_scenes, write_doodles
+from learnkit.data.drawing import COATS, PART_CODES, PATTERNS, POINT_NAMES, POSES, SIGNS, SPECIES
+from learnkit.data.images import open_image
 
 @pytest.fixture(scope='module')
 def some(): return doodles(120, size=96, seed=1)
@@ -138,14 +139,55 @@ def test_write_scenes_in_coco(tmp_path):
         x,y,w,h = n['bbox']
         assert [x, y, x+w, y+h]==o.boxes[k] and n['category_id']==SPECIES.index(o.labels[k])+1 and len(n['keypoints'])==3*len(POINT_NAMES)
 
+HAND = ('scissors', [90, 125, 102, 94, 108, 105, 93, 89])
+
+def test_same_seed_same_hand():
+    a,b = draw_hand(7),draw_hand(7)
+    assert a.size==(150, 100) and a.mode=='RGB' and a.tobytes()==b.tobytes() and a.info['sign']==b.info['sign']
+    assert len({draw_hand((7, i)).tobytes() for i in range(8)})==8 and {draw_hand((7, i), size=(32, 32)).info['sign'] for i in range(20)}==set(SIGNS)
+    o = draw_hand(2024)
+    assert o.info['sign']==HAND[0]
+    assert np.abs(np.array(o.convert('L').resize((4, 2), Image.Resampling.BOX), int).ravel() - HAND[1]).max() <= 3
+
+def test_a_hand_keeps_its_place_at_any_size():
+    for i in range(4):
+        small,large = draw_hand((3, i)),draw_hand((3, i), size=(300, 200)).resize((150, 100), Image.Resampling.BOX)
+        assert small.info['sign']==draw_hand((3, i), size=(300, 200)).info['sign']
+        assert np.abs(np.subtract(*(np.array(o.resize((15, 10), Image.Resampling.BOX), int) for o in (small, large)))).mean() < 6
+
+def test_twin_hands_differ_in_form_only():
+    for i in range(4):
+        corners = [np.array(draw_hand((5, i), sign).resize((15, 10), Image.Resampling.BOX), int)[[0, 0, -1, -1], [0, -1, 0, -1]] for sign in SIGNS]
+        assert all((np.abs(corners[0]-o).max(1)<=6).sum()>=2 for o in corners[1:])
+
+def test_a_linear_model_does_not_tell_the_signs():
+    y,items = np.arange(450)%3,[draw_hand((4, i), SIGNS[i%3], (75, 50)) for i in range(450)]
+    pixels = np.stack([np.asarray(o.resize((24, 16)), np.float32).ravel() for o in items])
+    colours = np.stack([np.concatenate([np.histogram(c, 8, (0, 256))[0] for c in np.asarray(o).reshape(-1, 3).T]) for o in items])
+    for x in (pixels, colours): assert _linear(x, y, 300) < 0.75
+
+def test_write_hands(tmp_path):
+    path = write_doodle_hands(tmp_path/'h', n=10, seed=3)
+    assert sorted(o.name for o in path.iterdir())==sorted(SIGNS) and [len(list((path/o).iterdir())) for o in SIGNS]==[4, 3, 3]
+    for f in path.glob('*/*'):
+        sign,i = f.stem.split('_')
+        assert f.parent.name==sign==SIGNS[int(i)%3] and open_image(f).tobytes()==draw_hand((3, int(i)), sign).tobytes()
+    again = write_doodle_hands(tmp_path/'again', n=10, seed=3)
+    assert all((again/f.relative_to(path)).read_bytes()==f.read_bytes() for f in path.glob('*/*'))
+
 def test_mistakes_are_named(tmp_path):
     (tmp_path/'full').mkdir()
     (tmp_path/'full'/'thesis.txt').write_text('mine')
     with pytest.raises(DataError, match='already exists'): write_doodles(tmp_path/'full', n=2)
+    with pytest.raises(DataError, match='already exists'): write_doodle_hands(tmp_path/'full', n=2)
     with pytest.raises(DataError, match='at least one'): write_doodles(tmp_path/'none', n=0)
+    with pytest.raises(DataError, match='at least one'): write_doodle_hands(tmp_path/'none', n=0)
     with pytest.raises(DataError, match='32 to 1024'): write_doodles(tmp_path/'none', n=2, size=8)
     with pytest.raises(DataError, match='1 to 6'): draw_doodle(1, animals=9)
     with pytest.raises(DataError, match='smaller number'): doodles(1, animals=(3, 1))
     with pytest.raises(NotFound, match="'cat'"): draw_doodle(1, species='cta')
+    with pytest.raises(DataError, match='8 x 100'): draw_hand(1, size=(8, 100))
+    with pytest.raises(NotFound, match="'scissors'"): draw_hand(1, sign='scisors')
+    with pytest.raises(TypeError, match='sign'): draw_hand(1, sing='rock')
     with pytest.raises(TypeError, match='species'): draw_doodle(1, specie='cat')
     assert [o.name for o in tmp_path.iterdir()]==['full'] and [o.name for o in (tmp_path/'full').iterdir()]==['thesis.txt']

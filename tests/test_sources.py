@@ -491,6 +491,21 @@ def test_made_data_is_whole_or_absent():
     assert files(settings.cache_path) == []
 
 
+def test_drawn_sets_are_built_in(monkeypatch):
+    from learnkit.data import doodles
+    names = 'doodle_hands', 'doodle_scenes', 'doodles'
+    assert [o['name'] for o in datasets() if o['source'] == 'built-in' and o['name'].startswith('doodle')] == list(names)
+    for o in names:
+        write = getattr(doodles, f'write_{o}')
+        monkeypatch.setattr(doodles, f'write_{o}', lambda folder, write=write: write(folder, n=6))
+        assert get_data(o, offline=True) == settings.cache_path/'data'/o
+    p = get_data('doodle_hands', offline=True)
+    assert files(p) == [f'{o}/{o}_{i:04d}.png' for i, o in ((1, 'paper'), (4, 'paper'), (0, 'rock'), (3, 'rock'), (2, 'scissors'), (5, 'scissors'))]
+    (settings.cache_path/'data'/'.doodle_hands.json').write_text('{"stamp": "drawn by another version"}')
+    (p/'rock'/'rock_0000.png').unlink()
+    assert len(files(get_data('doodle_hands'))) == 6
+
+
 KILL = """
 import os, sys
 from learnkit.data.sources import get_data

@@ -49,14 +49,17 @@ def add_source(
     if url and not re.fullmatch(r'[0-9a-fA-F]{64}', sha256 or ''): raise DataError(f'{name} needs the sha256 of its file (64 hexadecimal digits); file_hash(path) tells it.')
     _sources[name] = Source(name, what, tuple(tasks), 'url' if url else 'built-in', size, url, sha256, make)
 
-# %% ../../nbs/13_data.sources.ipynb #0fb92685
+# %% ../../nbs/13_data.sources.ipynb #e21daad8
 def _doodles(folder): importlib.import_module('learnkit.data.doodles').write_doodles(folder)
 
 def _doodle_scenes(folder): importlib.import_module('learnkit.data.doodles').write_doodle_scenes(folder)
 
+def _doodle_hands(folder): importlib.import_module('learnkit.data.doodles').write_doodle_hands(folder)
+
 _every = 'classification', 'multilabel', 'regression', 'keypoints', 'segmentation', 'captioning', 'generation', 'selfsup'
 add_source('doodles', make=_doodles, what='drawn cats and dogs, every kind of target known', tasks=_every)
 add_source('doodle_scenes', make=_doodle_scenes, what='drawn scenes with several animals, COCO annotations', tasks=('detection', 'instance'))
+add_source('doodle_hands', make=_doodle_hands, what='drawn hands: rock, paper, scissors', tasks=('classification', 'generation', 'selfsup'))
 
 # %% ../../nbs/13_data.sources.ipynb #db73749a
 def _only_mirror(tasks, **whats):
@@ -212,7 +215,7 @@ def _from_address(name, dest, mirror, force):
         except NotFound: continue
         return _extract_once(file, dest, f'mirror {mirror}', force)
 
-# %% ../../nbs/13_data.sources.ipynb #2f0acc01
+# %% ../../nbs/13_data.sources.ipynb #7d4c09e4
 def _extract_once(file, dest, said, force):
     "Unpack the fetched `file` into `dest` and remove it, also if it is no archive; returns `said`."
     try: extract(file, dest, force=force)
@@ -221,7 +224,7 @@ def _extract_once(file, dest, said, force):
 
 def _stamp(src):
     "What tells one version of built-in drawings from the next."
-    if src.make not in (_doodles, _doodle_scenes): return ''
+    if src.make not in (_doodles, _doodle_scenes, _doodle_hands): return ''
     return ' '.join(file_hash(importlib.util.find_spec(f'learnkit.data.{o}').origin)[:16] for o in ('drawing', 'doodles'))
 
 # %% ../../nbs/13_data.sources.ipynb #60db528a
