@@ -6,7 +6,7 @@ from PIL import Image
 from learnkit.cli import main
 from learnkit.data.doodles import write_doodles
 
-COMMANDS = [['demo'], ['train'], ['predict'], ['data'], ['data', 'list'], ['data', 'get'], ['data', 'mirror'], ['tasks'], ['models']]
+COMMANDS = [['demo'], ['train'], ['predict'], ['data'], ['data', 'list'], ['data', 'get'], ['data', 'mirror'], ['tasks'], ['models'], ['describe']]
 FIGURES = r'error_rate=[\d.]+ data=\S+ train=\d+ valid=\d+ arch=\S+ epochs=\d+ seconds=[\d.]+'
 FAST = ['--epochs', 0, '--size', 32, '--bs', 8]
 
@@ -108,10 +108,18 @@ def test_tasks(cli):
 
 def test_models(cli):
     code,out,err = cli('models', 'resnet*')
-    assert code == 0 and re.search(r'^torchvision .*resnet18', out, re.M) and 'vgg' not in out
-    res = json.loads(cli('models', 'resnet*', '--json')[1])
-    assert 'resnet18' in res['torchvision'] and 'resnet18' in res['timm']
-    assert 'tiny' in json.loads(cli('models', '--json')[1])['learnkit']
+    assert code == 0 and re.search(r'^resnet18 .*torchvision .*bsd-3-clause', out, re.M) and 'vgg' not in out
+    res = json.loads(cli('models', '--task', 'classification', '--licence', 'commercial', '--max-params', '2e6', '--json')[1])
+    assert res[0]['accuracy'] and {o['task'] for o in res} == {'classification'} and all(o['params'] <= 2e6 for o in res)
+    assert [o['weights'] for o in res if o['arch'] == 'tiny'] == ['package']
+    code,out,err = cli('models', '--source', 'learnkit', '--sort', 'params')
+    assert [o.split()[0] for o in out.splitlines()][:2] == ['arch', 'tiny'] and len(out.splitlines()) == 4
+    assert "Did you mean 'detection'" in cli('models', '--task', 'detecton')[2]
+
+def test_describe(cli):
+    code,out,err = cli('describe', 'vit_h_14')
+    assert code == 0 and re.search(r'^licence +cc-by-nc-4.0$', out, re.M) and re.search(r'^commercial +no$', out, re.M)
+    assert json.loads(cli('describe', '--json')[1])['arch'] == 'tiny'
 
 def test_data(cli, few, tmp_path):
     shutil.copytree(few, tmp_path/'cache'/'data'/'beasts')
@@ -254,7 +262,7 @@ def test_process(few, tmp_path):
     r = process('demo', '--data', few, '--out', tmp_path/'out', '--epochs', 1, '--size', 32, env=env)
     assert r.returncode == 0 and re.fullmatch(FIGURES, r.stdout.splitlines()[-1]) and 'Traceback' not in r.stderr
     assert '\r' not in r.stdout and '█' not in r.stdout, 'bars do not belong into a file'
-    assert re.search(r'^epoch +train_loss +valid_loss +error_rate +time *$', r.stdout, re.M) and re.search(r'^1 +\d\.\d+ +\d\.\d+', r.stdout, re.M)
+    assert re.search(r'^epoch +train_loss +valid_loss +error_rate +time *$', r.stdout, re.M) and len(re.findall(r'^0 +\d\.\d+ +\d\.\d+', r.stdout, re.M)) == 2
 
 def test_process_mistake(tmp_path):
     r = process('demo', '--data', 'no/such', cwd=tmp_path)

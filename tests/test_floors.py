@@ -184,7 +184,7 @@ def house(top, broken=(), listed=True):
     sound = [('00_settings', 'settings', 'x = 1'), ('10_data.images', 'data.images', 'from ..settings import x'),
         ('01_core', 'core', 'class Task:\n' + '\n'.join(f'    {f}: str' for f in fields)),
         ('20_models.tiny', 'models.tiny', 'from ..core import Task'), ('40_task.a', 'task.a', "if task.name == 'detection': pass"),
-        ('54_all', 'all', 'from .settings import *')]
+        ('58_all', 'all', 'from .settings import *')]
     for nb,name,code in [*sound, *broken]:
         fn = top/package/(name.replace('.', '/') + '.py')
         fn.parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,8 @@ from torch import nn
 from learnkit.core import DataError, NotFound, OfflineError
 from learnkit.models.tiny import BUILTIN, LeNet5, SmallNet, TinyNet, n_params
 from learnkit.models.weights import read_weights, weights_file, weights_here
-from learnkit.models.zoo import Body, body, facts, models_list, to_grid
+from learnkit.models.facts import facts, models_list
+from learnkit.models.zoo import Body, body, to_grid
 from learnkit.settings import settings
 
 OURS = 'tiny small lenet5'.split()
@@ -63,7 +64,7 @@ def test_resnet_is_split_where_fastai_splits_it():
     assert group_names(plain('timm/resnet18'))[1][0].endswith('layer3.0.conv1.weight')
 
 @pytest.mark.parametrize('arch,first', [('efficientnet_b0', 'features.4.0.'), ('mobilenet_v2', 'features.7.'), ('squeezenet1_1', 'features.9.'),
-    ('densenet121', 'features.denseblock3.'), ('googlenet', 'inception4a.'), ('convnext_atto', 'net.stages.2.'), ('tiny', 'stage4.')])
+    ('densenet121', 'features.denseblock3.'), ('googlenet', 'inception4a.'), ('convnext_atto', 'net.stages.2.'), ('tiny', 'stage3.')])
 def test_late_begins_at_a_block(arch, first):
     b = plain(arch)
     early,late = group_names(b)
@@ -87,7 +88,7 @@ def test_functions_and_networks_as_arch():
 
 def test_the_default_is_the_built_in_body():
     b = body()
-    assert (b.arch,b.source,b.pretrained,b.features) == ('tiny','learnkit',False,256) and n_params(b) <= 1_600_000
+    assert (b.arch,b.source,b.pretrained,b.features) == ('tiny','learnkit',True,256) and n_params(b) <= 1_600_000
 
 def test_what_gives_no_map_is_refused():
     with pytest.raises(DataError, match='not a map'): body(lambda: nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())))
@@ -99,6 +100,7 @@ def test_what_gives_no_map_is_refused():
     ('torchvision/convnext_atto', 'convnext'), ('resnet18.a1_in1', 'resnet18.a1_in1k'), ('hf-hub:timm/resnet18', 'resnet18')])
 def test_unknown_names(arch, near):
     with pytest.raises(NotFound, match=near): body(arch)
+    with pytest.raises(NotFound, match=near): facts(arch)
 
 @pytest.mark.parametrize('arch', ['tiny', 'resnet18', 'convnext_atto'])
 def test_a_misspelt_argument_is_refused(arch):
@@ -139,7 +141,7 @@ def test_networks_of_one_size_get_scaled_pictures():
     b = plain('convit_tiny')
     assert (b.step,b.size) == (None,224) and '224 px' in b.cut and b(torch.rand(1, 3, 96, 64)).shape[-2:] == (14,14)
     b = plain('convit_tiny', img_size=96)
-    assert b.size == 96 and b(torch.rand(1, 3, 96, 96)).shape[-2:] == (6,6)
+    assert (b.size,b.step) == (96,None) and b(torch.rand(1, 3, 64, 128)).shape[-2:] == (6,6) and b(torch.rand(1, 3, 96, 96)).shape[-2:] == (6,6)
     assert plain('dla46_c').step == 32 and plain('dla46_c')(torch.rand(1, 3, 70, 90)).shape[-2:] == (3,3)
 
 @pytest.mark.parametrize('arch', ['alexnet','vgg11','inception_v3','resnet18','tiny','lenet5','vit_tiny_patch16_224','convit_tiny'])
@@ -210,10 +212,10 @@ def test_weights_of_timm_that_are_wrong(mirror, theirs):
     with pytest.raises(DataError, match='does not hold the weights of resnet10t'): body('resnet10t')
 
 def test_a_built_in_body_takes_weights_from_the_mirror(mirror):
-    assert not body('tiny').pretrained
-    sd = TinyNet().state_dict()
-    save_file(sd, mirror/'tiny.safetensors')
-    b = body()
+    assert not body('small').pretrained
+    sd = SmallNet().state_dict()
+    save_file(sd, mirror/'small.safetensors')
+    b = body('small')
     assert b.pretrained and all(torch.equal(v, sd[k]) for k,v in b.net.state_dict().items())
 
 def test_weights_that_are_wrong(mirror):

@@ -27,9 +27,10 @@ from ..models.zoo import Body
 from ..settings import settings
 from .speed import MixedPrecision, precision_cb
 
-# %% ../../nbs/35_train.learner.ipynb #ecb42ef4
+# %% ../../nbs/35_train.learner.ipynb #f98757af
 class TaskLearner(Learner):
     "A fastai `Learner` that knows its `task`."
+    rates = 2e-3,100 # for `fine_tune`: the head's learning rate, and how many times slower the first layers learn
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.history,self.problems = [],L()
@@ -107,7 +108,7 @@ def _copied(dls):
     res.loaders = [dl.new(after_batch=Pipeline(L(dl.after_batch.fs), split_idx=dl.after_batch.split_idx)) for dl in dls.loaders]
     return res
 
-# %% ../../nbs/35_train.learner.ipynb #6931b7b6
+# %% ../../nbs/35_train.learner.ipynb #6b4af67b
 def task_learner(
     task, # a `Task` record
     dls, # fastai `DataLoaders`
@@ -139,6 +140,7 @@ def task_learner(
         splitter=splitter or task.splitter, cbs=[o() for o in task.cbs] + [*L(cbs)], **kw)
     learn.task,learn.problems,learn.model_kw = task,L(getattr(dls, 'problems', [])),model_kw or {}
     learn.arch,learn.pretrained = (body.arch, body.pretrained) if body is not None else (getattr(arch, '__name__', str(arch)), False)
+    if body is not None: learn.rates = body.lr,body.lr_mult
     learn.add_cbs([*L(precision_cb(precision)), *_layout(dls)])
     if learn.pretrained: learn.freeze()
     return learn
@@ -155,14 +157,14 @@ def _no_batch(dls):
     return (f'There are {len(dls.train_ds)} pictures to train on but a batch is {dls.train.bs}, so no batch would be full and nothing '
         f'would be trained. Pass a smaller `bs`, {len(dls.train_ds)} at most, to `dataloaders`.')
 
-# %% ../../nbs/35_train.learner.ipynb #477ee06e
+# %% ../../nbs/35_train.learner.ipynb #414c608e
 @patch
 def fine_tune(
     self:TaskLearner,
     epochs:int, # passes over the training pictures with all layers learning
-    base_lr:float=None, # learning rate of the head in the first stage; None: 2e-3, or 8e-3 for a body without pretrained weights
+    base_lr:float=None, # learning rate of the head in the first stage; None: what suits the body, 2e-3 where nothing is known
     freeze_epochs:int=1, # passes with a frozen body before that
-    lr_mult:float=100, # the first layers learn that many times slower than the head
+    lr_mult:float=None, # the first layers learn that many times slower than the head; None: what suits the body, 100 where nothing is known
     pct_start:float=0.3, # share of the second stage in which the rate rises
     div:float=5., # the second stage starts with its highest rate divided by this
     **kwargs): # for `fit_one_cycle`
@@ -172,7 +174,7 @@ def fine_tune(
         self.unfreeze()
         return self.fit_one_cycle(epochs+freeze_epochs, base_lr or 8e-3, pct_start=pct_start, **kwargs)
     self.freeze()
-    base_lr = base_lr or 2e-3
+    base_lr,lr_mult = base_lr or self.rates[0],lr_mult or self.rates[1]
     if freeze_epochs: self.fit_one_cycle(freeze_epochs, slice(base_lr), pct_start=0.99, **kwargs)
     self.unfreeze()
     self.fit_one_cycle(epochs, slice(base_lr/2/lr_mult, base_lr/2), pct_start=pct_start, div=div, **kwargs)

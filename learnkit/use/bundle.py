@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FORMAT', 'read_bundle', 'load_learner']
 
-# %% ../../nbs/51_use.bundle.ipynb #a3832a97
+# %% ../../nbs/51_use.bundle.ipynb #7754ee46
 import json, torch
 from ..core import DataError, LearnkitError, NotFound, UntrustedFile, atomic_path, choose, get_task
 from fastcore.all import *
@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from ..data.records import Record
-from ..models.zoo import facts
+from ..models.facts import facts
 from ..train.learner import TaskLearner, task_learner, _picture_type
 
 # %% ../../nbs/51_use.bundle.ipynb #8d97fa3f
