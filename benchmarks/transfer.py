@@ -26,7 +26,7 @@ def tiny_imagenet(path):
 def error(data, pretrained, seed, epochs, size):
     "Error rate on the validation pictures of `data`, and seconds of training."
     set_seed(seed, reproducible=True)
-    dls = classification_dls(get_data(data), size=size, bs=32, seed=seed)
+    dls = classification_dls(get_data(data), size=size, seed=seed)
     learn = classification_learner(dls, pretrained=pretrained)
     start = time.time()
     if pretrained: learn.fine_tune(epochs)
