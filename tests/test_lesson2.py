@@ -1,7 +1,7 @@
 "Rock, paper, scissors in two epochs, as lesson 2 has it: on the photographs of the game, and on the drawings that the lesson shows."
 import random, statistics
 import pytest
-from learnkit.all import *
+from learnkit.all import Callback, classification_dls, classification_learner, get_data, read_folder, set_seed
 
 class EachStep(Callback):
     def __init__(self): self.right = []

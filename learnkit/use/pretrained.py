@@ -91,11 +91,12 @@ def classify_with(
     res = PretrainedClassifier(arch)
     return res if pictures is None else res(pictures)
 
-# %% ../../nbs/52_use.pretrained.ipynb #6c212f92
+# %% ../../nbs/52_use.pretrained.ipynb #3a0b3d83
 def _vector_maker(of, size):
     "What makes a tensor of a picture, the network that makes a batch of vectors of those, and the body."
     if isinstance(of, TaskLearner):
         net = body_of(of.model)
+        if size: raise DataError('A learner prepares pictures at the size of its own data. Leave `size` out, or give its body: features(body_of(learn.model), …).')
         if net is None: raise DataError(f'The model of this learner ({of.task.name}) has no body of the zoo, so there are no features to take.')
         return (lambda im: of._inputs([im])[0].as_subclass(torch.Tensor)),net
     net = of if isinstance(of, Body) else body(of)
@@ -111,11 +112,11 @@ def _fingerprint(items, net, what):
     for k,v in sorted(net.state_dict().items()): h.update(k.encode()+v.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return h.hexdigest()[:24]
 
-# %% ../../nbs/52_use.pretrained.ipynb #0947b6d0
+# %% ../../nbs/52_use.pretrained.ipynb #d4bb75d3
 def features(
     arch_or_learner, # name or function of an architecture, a `Body`, or a learner; None: the built-in body
     pictures, # a folder, records, or a list of pictures in any form (see `open_image`)
-    size:int=None, # height and width in pixels to which pictures are cut; None: the one that the weights were trained at
+    size:int=None, # height and width in pixels to which pictures are cut; None: that of the weights, or of the learner
     bs:int=32, # pictures a batch
     cache:bool=False) -> torch.Tensor: # keep the result on the disk for next time? It is made anew when a file or the weights change
     "Vectors (N, F) of `pictures`: the mean over all places of the map of features."
