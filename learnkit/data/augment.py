@@ -22,7 +22,7 @@ def fit_size(
     if not ok: raise DataError(f'size={size!r} is not a size in pixels. Give an int, or (height, width).')
     return Resize(hw, method=METHODS[method], pad_mode=PadMode.Zeros)
 
-# %% ../../nbs/17_data.augment.ipynb #3e880392
+# %% ../../nbs/17_data.augment.ipynb #e4e632cc
 def augment_tfms(
     strength:float=1., # 0 for none, 1 for photographs, more for more
     flip:bool=True, # mirror left and right half of the time
@@ -35,5 +35,7 @@ def augment_tfms(
     if strength < 0: raise DataError(f'strength={strength} is negative; 0 switches augmentation off.')
     if strength == 0: return []
     light,warp = (min(.9, o*strength) for o in (light, warp))
-    return aug_transforms(
+    tfms = aug_transforms(
         do_flip=flip, flip_vert=vertical, max_rotate=rotate*strength, max_zoom=1+(zoom-1)*strength, max_lighting=light, max_warp=warp)
+    for o in tfms: o.split_idx = 0 # for training pictures alone
+    return tfms

@@ -108,7 +108,7 @@ def _copied(dls):
     res.loaders = [dl.new(after_batch=Pipeline(L(dl.after_batch.fs), split_idx=dl.after_batch.split_idx)) for dl in dls.loaders]
     return res
 
-# %% ../../nbs/35_train.learner.ipynb #6b4af67b
+# %% ../../nbs/35_train.learner.ipynb #caa6902c
 def task_learner(
     task, # a `Task` record
     dls, # fastai `DataLoaders`
@@ -134,7 +134,7 @@ def task_learner(
     model = task.model(arch, dls, pretrained=pretrained, **(model_kw or {}))
     body = body_of(model)
     if normalize and body is not None: dls = _normalized(dls, body)
-    model.to(dls.device)
+    model.to(dls.device, memory_format=torch.channels_last if _layout(dls) else torch.preserve_format)
     kw = dict(opt_func=opt_func, lr=lr, path=path, model_dir=model_dir, wd=wd, wd_bn_bias=wd_bn_bias, train_bn=train_bn, moms=moms)
     learn = TaskLearner(dls, model, loss_func=loss_func or task.loss(dls), metrics=metrics or list(task.metrics),
         splitter=splitter or task.splitter, cbs=[o() for o in task.cbs] + [*L(cbs)], **kw)
