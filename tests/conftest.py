@@ -25,6 +25,15 @@ def apart(tmp_path, monkeypatch):
     yield
     plt.close('all')
 
+@pytest.fixture(scope='module')
+def one_thread():
+    "Small layers are faster on one thread, most of all where other programs run."
+    import torch
+    n = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n)
+
 @pytest.fixture(scope='session')
 def drawings(tmp_path_factory):
     "A folder of 80 drawings of cats and dogs with everything known about them."

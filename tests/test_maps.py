@@ -18,13 +18,7 @@ UNPADDED = dict(alexnet=1, squeezenet1_1=1, lenet5=7, inception_v3=4) # places t
 
 plain = partial(dense, pretrained=False)
 
-@pytest.fixture(scope='module', autouse=True)
-def one_thread():
-    "Small layers are faster on one thread, most of all where other programs run."
-    n = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n)
+pytestmark = pytest.mark.usefixtures('one_thread')
 
 def hooks(net): return sum(len(m._forward_hooks)+len(m._forward_pre_hooks) for m in net.modules())
 

@@ -14,13 +14,7 @@ from learnkit.web import file_hash
 FILE,root = weights.PACKAGE/'tiny.safetensors',Path(__file__).parents[1]
 OURS = TRAINED['tiny']
 
-@pytest.fixture(scope='module', autouse=True)
-def one_thread():
-    "Small layers are faster on one thread, most of all where other programs run."
-    n = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n)
+pytestmark = pytest.mark.usefixtures('one_thread')
 
 @pytest.fixture
 def nothing_else(tmp_path, monkeypatch):

@@ -20,13 +20,7 @@ TIMM = '''resnet10t mobilenetv3_small_050 efficientnet_lite0 convnext_atto vit_t
 
 plain = partial(body, pretrained=False)
 
-@pytest.fixture(scope='module', autouse=True)
-def one_thread():
-    "Small layers are faster on one thread, most of all where other programs run."
-    n = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n)
+pytestmark = pytest.mark.usefixtures('one_thread')
 
 def group_names(b):
     "The names of the early and of the late parameters of `b`."
