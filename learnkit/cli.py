@@ -186,7 +186,7 @@ def do_tasks(a):
     res = [dict(task=k, dls=f'{k}_dls', learner=f'{k}_learner', metrics=[o.__name__ for o in t.metrics]) for k,t in lk.tasks().items()]
     return res, '\n'.join(f"{o['task']:<16} {o['dls']:<22} {o['learner']:<24} {', '.join(o['metrics'])}" for o in res)
 
-# %% ../nbs/59_cli.ipynb #08a23498
+# %% ../nbs/59_cli.ipynb #f1cdebcd
 def do_models(a):
     "The models that there are, best first: cost, accuracy, licence, and where the weights are."
     from learnkit.models.facts import models, models_list
@@ -194,7 +194,7 @@ def do_models(a):
     if not len(df) and not any(models_list(a.pattern).values()):
         near = ', '.join(nearest(a.pattern.strip('*'), sum(models_list().values(), [])))
         raise NotFound(f'No architecture fits {a.pattern!r}. In a pattern * stands for anything, as in "resnet*".' + (f' Similar: {near}.' if near else ''))
-    rows = [{k:None if v != v else v for k,v in o.items()} for o in df.astype(object).where(df.notna(), None).to_dict('records')]
+    rows = df.astype(object).where(df.notna(), None).to_dict('records')
     return rows, '\n'.join(_columns([dict(zip(df, df)), *rows]))
 
 def _columns(rows):

@@ -5,22 +5,22 @@
 # %% auto #0
 __all__ = ['class_names', 'preparation', 'classifier']
 
-# %% ../../nbs/24_models.classes.ipynb #1107de29
+# %% ../../nbs/24_models.classes.ipynb #642ba161
 import json
 from collections import Counter
 from torch import nn
 from ..core import DataError, NotFound
 from .weights import weights_file
-from .facts import facts, is_body
+from .facts import facts, is_body, torchvision_weights
 from .zoo import network
 
-# %% ../../nbs/24_models.classes.ipynb #29341b1d
+# %% ../../nbs/24_models.classes.ipynb #30dc64f4
 def class_names(
     arch=None) -> list: # name or function; None: the built-in body
     "The classes that the trained weights of `arch` tell apart, in the order of the answers; raises `NotFound` where there are none."
     info = facts(arch)
     names = dict(learnkit=_our_names,
-        torchvision=lambda o: _torchvision_weights(o).meta['categories'], timm=_timm_names).get(info.source, lambda o: None)(info)
+        torchvision=lambda o: torchvision_weights(o.arch).meta['categories'], timm=_timm_names).get(info.source, lambda o: None)(info)
     if not names: raise NotFound(f'{info.arch} has no trained classes. Those that have: models(task=\'classification\').')
     n = Counter(names)
     return [k if n[k] == 1 else f'{k} ({i})' for i,k in enumerate(names)]
@@ -31,17 +31,11 @@ def _short(names):
     n = Counter(first)
     return [f if n[f] == 1 else o for f,o in zip(first, names)]
 
-# %% ../../nbs/24_models.classes.ipynb #1dfcd087
+# %% ../../nbs/24_models.classes.ipynb #0cd29794
 def _our_names(info):
     if not info.sha256: return None
     from safetensors import safe_open
     with safe_open(weights_file(info), 'pt') as f: return _short(json.loads(f.metadata()['classes']))
-
-def _torchvision_weights(info):
-    "The set of weights in torchvision that `info` is about."
-    from torchvision.models import get_model_weights
-    base,_,tag = info.arch.rpartition('/')[2].partition('.')
-    return get_model_weights(base)[tag.upper() or 'DEFAULT']
 
 # %% ../../nbs/24_models.classes.ipynb #9e3a1c25
 def _timm_names(info):
@@ -52,12 +46,12 @@ def _timm_names(info):
     table = ImageNetInfo(subset)
     return _short([table.index_to_description(i) for i in range(info.classes)])
 
-# %% ../../nbs/24_models.classes.ipynb #9db527e7
+# %% ../../nbs/24_models.classes.ipynb #fff18f08
 def preparation(
     arch=None): # name or function; None: the built-in body
     "The function that turns a PIL picture into the tensor (3, H, W) which the trained network `arch` expects."
     info = facts(arch)
-    if info.source == 'torchvision': return _torchvision_weights(info).transforms()
+    if info.source == 'torchvision': return torchvision_weights(info.arch).transforms()
     if info.source == 'timm':
         import timm
         from timm.data import create_transform, resolve_data_config
