@@ -1,7 +1,9 @@
 "Every registered task keeps the contract of the verbs, from drawings to a bundle that predicts the same."
 import json
+import numpy as np
 import pytest, torch
 import learnkit.all as lk
+from PIL import Image
 from learnkit.data.images import open_image
 
 def table(**column): return lambda path: lk.read_csv(path/'labels.csv', **column)
@@ -104,3 +106,15 @@ def test_lr_find_and_interruption_leave_the_weights(drawings, tmp_path, monkeypa
     monkeypatch.setattr(lk.Recorder, 'after_train', stop)
     with pytest.raises(KeyboardInterrupt): learn.lr_find(num_it=20, show_plot=False)
     assert all(torch.equal(v, before[k]) for k,v in learn.model.state_dict().items()) and not list(tmp_path.iterdir())
+
+
+def test_a_batch_is_mirrored_turned_and_lit(tmp_path):
+    "A DataBlock keeps the last of several transforms of one class, which once left brightness as the only variation."
+    lk.set_seed(0)
+    rs = [lk.Record(Image.fromarray(np.repeat(np.repeat([[[0], [255]]], 32, 0), 16, 1).repeat(3, 2).astype(np.uint8)), label=o) for o in 'ab'*8]
+    x = lk.classification_dls(rs, size=32, bs=12, augment=1.).train.one_batch()[0].as_subclass(torch.Tensor)
+    left,right = x[..., :8].mean((1, 2, 3)), x[..., -8:].mean((1, 2, 3))
+    assert 0 < (left > right).sum() < len(x), 'no picture, or every one, is mirrored'
+    middle = (x[:, 0, :, 12:20]).std(-2).mean(-1)
+    assert (middle > .01).any(), 'no picture is turned'
+    assert x.amax((1, 2, 3)).std() > 0, 'no picture is darker than another'

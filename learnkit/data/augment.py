@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['METHODS', 'fit_size', 'TrainingOnly', 'augment_tfms']
 
-# %% ../../nbs/17_data.augment.ipynb #83c29b17
+# %% ../../nbs/17_data.augment.ipynb #a7c53136
 from ..core import choose, DataError
 from fastai.vision.augment import PadMode, Resize, ResizeMethod, aug_transforms
-from fasttransform import Transform
+from fasttransform import Transform, compose_tfms
 
 # %% ../../nbs/17_data.augment.ipynb #6516a4b8
 METHODS = dict(crop=ResizeMethod.Crop, squish=ResizeMethod.Squish, pad=ResizeMethod.Pad)
@@ -23,16 +23,16 @@ def fit_size(
     if not ok: raise DataError(f'size={size!r} is not a size in pixels. Give an int, or (height, width).')
     return Resize(hw, method=METHODS[method], pad_mode=PadMode.Zeros)
 
-# %% ../../nbs/17_data.augment.ipynb #fefff0ee
+# %% ../../nbs/17_data.augment.ipynb #cffd16f4
 class TrainingOnly(Transform):
-    "The batch transform `tfm`, which leaves validation pictures as they are."
-    def __init__(self, tfm):
-        super().__init__(split_idx=0, order=tfm.order)
-        self.tfm = tfm
-    def __call__(self, b, split_idx=None, **kwargs): return b if split_idx == 1 else self.tfm(b, split_idx=split_idx, **kwargs)
-    def __repr__(self): return repr(self.tfm)
+    "The batch transforms `tfms`, one after the other, which leave validation pictures as they are."
+    def __init__(self, tfms):
+        super().__init__(split_idx=0, order=tfms[0].order)
+        self.tfms = tfms
+    def __call__(self, b, split_idx=None, **kwargs): return b if split_idx == 1 else compose_tfms(b, self.tfms, split_idx=split_idx, **kwargs)
+    def __repr__(self): return ', '.join(type(o).__name__ for o in self.tfms)
 
-# %% ../../nbs/17_data.augment.ipynb #9b4b3fb8
+# %% ../../nbs/17_data.augment.ipynb #c3ac5e1a
 def augment_tfms(
     strength:float=1., # 0 for none, 1 for photographs, more for more
     flip:bool=True, # mirror left and right half of the time
@@ -47,4 +47,4 @@ def augment_tfms(
     light,warp = (min(.9, o*strength) for o in (light, warp))
     tfms = aug_transforms(
         do_flip=flip, flip_vert=vertical, max_rotate=rotate*strength, max_zoom=1+(zoom-1)*strength, max_lighting=light, max_warp=warp)
-    return [TrainingOnly(o) for o in tfms]
+    return [TrainingOnly(tfms)]
