@@ -38,14 +38,15 @@ class Setting:
 
 def _xdg(var, fallback): return Path(os.environ.get(var) or fallback).expanduser()
 
-# %% ../nbs/00_settings.ipynb #64d8691a
+# %% ../nbs/00_settings.ipynb #f5089bdc
 _all = [ # chkstyle: ignore-node
     Setting('cache_path', '', _folder, 'folder where data sets and weights are kept (default: learnkit in the user\'s cache folder)'),
     Setting('mirror', '', _place, 'folder or web address with NAME.tar or NAME.zip data sets and a weights folder, asked before the internet'),
     Setting('offline', 'false', _flag, 'true: nothing is ever fetched from the internet'),
     Setting('budget_s', '20', float, 'seconds that a lesson or test may train'),
     Setting('progress', 'true', _flag, 'false: no progress bars, in terminal and Jupyter'),
-    Setting('max_megapixels', '64', float, 'pictures with more million pixels than this are refused')]
+    Setting('max_megapixels', '64', float, 'pictures with more million pixels than this are refused'),
+    Setting('decoded_mb', '1000', float, 'memory for decoded pictures in megabytes; more go to a temporary file; 0: every epoch decodes anew')]
 SETTINGS = {o.name:o for o in _all}
 
 # %% ../nbs/00_settings.ipynb #7e347ac9

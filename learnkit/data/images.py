@@ -129,10 +129,17 @@ def _from_cmyk(im):
     try: return ImageCms.profileToProfile(im, io.BytesIO(icc), ImageCms.createProfile('sRGB'), outputMode='RGB') if icc else im.convert('RGB')
     except (ImageCms.PyCMSError, OSError, ValueError): return im.convert('RGB')
 
-# %% ../../nbs/10_data.images.ipynb #18ccddab
-def _finish(im, mode='RGB'):
+# %% ../../nbs/10_data.images.ipynb #93aa099e
+def _reduce(im, at_least):
+    "Have the JPEG `im` decoded at a fraction of its size, if that is four times `at_least` (width, height; upright) or more."
+    w,h = at_least[::-1] if _orientation(im) > 4 else at_least
+    if min(im.width/w, im.height/h) > 4: im.draft(im.mode, (2*w, 2*h))
+
+# %% ../../nbs/10_data.images.ipynb #14625e41
+def _finish(im, mode='RGB', at_least=None):
     "The Pillow picture `im` decoded, upright, 8 bit, in `mode`; `im` itself stays as it is."
     _check_size(im)
+    if at_least and im.format in ('JPEG', 'MPO'): _reduce(im, at_least)
     im.load()
     turn = _turns.get(_orientation(im))
     if turn is not None: im = im.transpose(turn)
@@ -208,16 +215,17 @@ def _from_memory(x):
     if isinstance(res, str): raise _refuse(name, "was opened as text; open it with open(path, 'rb')")
     return res, name
 
-# %% ../../nbs/10_data.images.ipynb #b8b0a832
+# %% ../../nbs/10_data.images.ipynb #926e98f5
 def open_image(
     x, # path, bytes, open binary file, Pillow picture, numpy array, torch tensor, or an entry of an upload widget
-    mode:str='RGB' # 'RGB', 'L' (grey) or 'RGBA' (keeps transparency, which is laid on white otherwise)
+    mode:str='RGB', # 'RGB', 'L' (grey) or 'RGBA' (keeps transparency, which is laid on white otherwise)
+    at_least=None # (width, height) in pixels that suffice: a JPEG over four times as large is decoded at a fraction of its size, twice that or more
     ) -> Image.Image: # upright, 8 bits a channel, without EXIF
     "Open any picture; raises `NotFound` for a missing file and `DataError`, which says what is wrong, for anything else."
     choose(mode, ('RGB', 'L', 'RGBA'), 'mode')
     if isinstance(x, (str, os.PathLike)):
-        with _open_file(x) as f: return _decode(f, x, lambda im: _finish(im, mode))
-    if (b := _from_memory(x)) is not None: return _decode(io.BytesIO(b[0]), b[1], lambda im: _finish(im, mode))
+        with _open_file(x) as f: return _decode(f, x, lambda im: _finish(im, mode, at_least))
+    if (b := _from_memory(x)) is not None: return _decode(io.BytesIO(b[0]), b[1], lambda im: _finish(im, mode, at_least))
     if isinstance(x, Image.Image): return _from_pil(x, mode)
     if hasattr(x, 'detach'): return _finish(_from_tensor(x), mode)
     if hasattr(x, '__array__'): return _finish(_from_array(x), mode)
