@@ -98,14 +98,14 @@ def test_a_log_file_gets_one_line_an_epoch(drawings, capsys):
     assert [o.split()[0] for o in rows] == ['epoch', '0', '1'] and capsys.readouterr().out == ''
 
 def test_lr_find_and_interruption_leave_the_weights(drawings, tmp_path, monkeypatch):
-    learn = lk.classification_learner(lk.classification_dls(drawings, size=32, bs=16), 'small', path=tmp_path)
+    learn = lk.classification_learner(lk.classification_dls(drawings, size=32, bs=16), 'small', path=tmp_path/'work')
     before = {k:v.clone() for k,v in learn.model.state_dict().items()}
     learn.lr_find(num_it=6, show_plot=False)
     assert all(torch.equal(v, before[k]) for k,v in learn.model.state_dict().items())
     def stop(self, *args): raise KeyboardInterrupt
     monkeypatch.setattr(lk.Recorder, 'after_train', stop)
     with pytest.raises(KeyboardInterrupt): learn.lr_find(num_it=20, show_plot=False)
-    assert all(torch.equal(v, before[k]) for k,v in learn.model.state_dict().items()) and not list(tmp_path.iterdir())
+    assert all(torch.equal(v, before[k]) for k,v in learn.model.state_dict().items()) and not (tmp_path/'work').exists()
 
 
 def test_a_batch_is_mirrored_turned_and_lit(tmp_path):

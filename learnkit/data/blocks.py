@@ -18,13 +18,15 @@ from fastai.vision.core import PILBase, PILImage
 from .images import open_image
 from .records import Record
 
-# %% ../../nbs/16_data.blocks.ipynb #bd12e347
+# %% ../../nbs/16_data.blocks.ipynb #2f148a3a
 opener = ContextVar('opener', default=open_image)
+
+def _open(fn, **kwargs): return opener.get()(fn, **kwargs)
 
 @patch(cls_method=True)
 def create(cls:PILImage, fn, **kwargs):
     "Open `fn` (path, bytes, PIL picture, array, tensor, upload) upright, in the mode of the class, 8 bits a channel."
-    return cls(opener.get()(fn, **merge(cls._open_args, kwargs)))
+    return cls(_open(fn, **merge(cls._open_args, kwargs)))
 
 # %% ../../nbs/16_data.blocks.ipynb #184a394d
 class field:

@@ -83,19 +83,20 @@ def open_fitted(
     size = scaled_size(im.size, fit)
     return im if size == im.size else im.resize(size, fit[3])
 
-# %% ../../nbs/19_data.loaders.ipynb #5c6e223e
+# %% ../../nbs/19_data.loaders.ipynb #96b14862
 class Kept:
     "Decoded pictures, 8 bit: in memory up to `mb` megabytes, then in a temporary file, up to half of the free disk."
     def __init__(self, mb=None): # None: the setting `decoded_mb`; 0 keeps nothing
-        self.room,self.lock,self.there = int(settings.get('decoded_mb', mb)*1e6),threading.Lock(),{}
-        self.on = self.room > 0
+        self.mb = settings.get('decoded_mb', mb)
+        self.room,self.lock,self.there = int(self.mb*1e6),threading.Lock(),{}
         self.file,self.end,self.disk = None,0,0
 
     def __len__(self): return len(self.there)
+    def __reduce__(self): return type(self), (self.mb,) # a pickle, or another process, begins with nothing
 
     def open(self, fn, mode='RGB', fit=None):
         "The picture `fn`, from what is kept or with `open_fitted`."
-        if not self.on or not isinstance(fn, (str, os.PathLike)): return open_fitted(fn, mode, fit)
+        if self.mb <= 0 or not isinstance(fn, (str, os.PathLike)): return open_fitted(fn, mode, fit)
         try: st = os.stat(fn)
         except OSError: return open_fitted(fn, mode, fit)
         key = os.fspath(fn), st.st_size, st.st_mtime_ns, mode, fit

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TaskLearner', 'task_learner', 'body_of', 'Prediction']
 
-# %% ../../nbs/35_train.learner.ipynb #8708db5a
+# %% ../../nbs/35_train.learner.ipynb #5eeec8e8
 import inspect, sys, tempfile, numpy as np, torch
 from ..core import DataError, NotFound, say
 from copy import copy
@@ -17,7 +17,6 @@ import fastai.callback.schedule # gives Learner its fit_one_cycle and lr_find  #
 from fastai.data.transforms import Normalize
 from fastai.imports import noop
 from fastai.learner import Learner, defaults, replacing_yield
-from fastai.optimizer import Adam
 from fastai.torch_core import to_device
 from fastai.torch_core import join_path_file
 from fastai.vision.core import PILBase, PILImage
@@ -25,7 +24,8 @@ from fasttransform import Pipeline
 from ..data.show import show_grid
 from ..models.zoo import Body
 from ..settings import settings
-from .speed import MixedPrecision, precision_cb
+from .fast import fast_fine_tune
+from .speed import Adam, MixedPrecision, precision_cb
 
 # %% ../../nbs/35_train.learner.ipynb #f98757af
 class TaskLearner(Learner):
@@ -108,7 +108,7 @@ def _copied(dls):
     res.loaders = [dl.new(after_batch=Pipeline(L(dl.after_batch.fs), split_idx=dl.after_batch.split_idx)) for dl in dls.loaders]
     return res
 
-# %% ../../nbs/35_train.learner.ipynb #caa6902c
+# %% ../../nbs/35_train.learner.ipynb #25d9088c
 def task_learner(
     task, # a `Task` record
     dls, # fastai `DataLoaders`
@@ -117,7 +117,7 @@ def task_learner(
     normalize:bool=True, # normalise batches as the body expects
     loss_func=None, # in place of the task's loss
     metrics=None, # in place of the task's metrics
-    opt_func=Adam, # fastai optimiser
+    opt_func=Adam, # fastai optimiser; `Adam` takes fused steps
     lr:float=defaults.lr, # default learning rate
     splitter=None, # (model) -> parameter groups, in place of the task's
     cbs=None, # callbacks, besides the task's
@@ -127,7 +127,7 @@ def task_learner(
     wd_bn_bias:bool=False, # weight decay for normalisation and biases, too
     train_bn:bool=True, # train normalisation layers of frozen groups
     moms=(0.95, 0.85, 0.95), # momentum of one-cycle training: at the start, in the middle, at the end
-    precision:str='auto', # 'auto' measures three steps and keeps the faster; 'fp32', 'bf16', 'fp16'
+    precision:str='auto', # 'auto' measures a few steps and keeps the faster; 'fp32', 'bf16', 'fp16'
     model_kw:dict=None): # further arguments of the task's model
     "A learner for `task`."
     if not len(dls.train): raise DataError(_no_batch(dls))
@@ -157,7 +157,7 @@ def _no_batch(dls):
     return (f'There are {len(dls.train_ds)} pictures to train on but a batch is {dls.train.bs}, so no batch would be full and nothing '
         f'would be trained. Pass a smaller `bs`, {len(dls.train_ds)} at most, to `dataloaders`.')
 
-# %% ../../nbs/35_train.learner.ipynb #414c608e
+# %% ../../nbs/35_train.learner.ipynb #59a5e2ca
 @patch
 def fine_tune(
     self:TaskLearner,
@@ -167,17 +167,20 @@ def fine_tune(
     lr_mult:float=None, # the first layers learn that many times slower than the head; None: what suits the body, 100 where nothing is known
     pct_start:float=0.3, # share of the second stage in which the rate rises
     div:float=5., # the second stage starts with its highest rate divided by this
+    fast:bool=False, # less work for the same accuracy, see `learnkit.train.fast`
+    cache:bool=True, # with `fast`: keep the features of the frozen body
     **kwargs): # for `fit_one_cycle`
     "Train the head, then everything; a body without pretrained weights is trained whole from the start."
     if not self.pretrained:
         say('The body has no pretrained weights, so all its layers learn from the start.')
         self.unfreeze()
         return self.fit_one_cycle(epochs+freeze_epochs, base_lr or 8e-3, pct_start=pct_start, **kwargs)
-    self.freeze()
     base_lr,lr_mult = base_lr or self.rates[0],lr_mult or self.rates[1]
+    if fast: return fast_fine_tune(self, epochs, base_lr, freeze_epochs, lr_mult, pct_start, div, cache, **kwargs)
+    self.freeze()
     if freeze_epochs: self.fit_one_cycle(freeze_epochs, slice(base_lr), pct_start=0.99, **kwargs)
     self.unfreeze()
-    self.fit_one_cycle(epochs, slice(base_lr/2/lr_mult, base_lr/2), pct_start=pct_start, div=div, **kwargs)
+    if epochs: self.fit_one_cycle(epochs, slice(base_lr/2/lr_mult, base_lr/2), pct_start=pct_start, div=div, **kwargs)
 
 # %% ../../nbs/35_train.learner.ipynb #956905aa
 _lr_find = Learner.lr_find
