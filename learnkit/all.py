@@ -5,49 +5,39 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/58_all.ipynb #200e553c
-import gc as _gc
+# %% ../nbs/58_all.ipynb #a9fe7738
+from .lazy import HEAVY as _HEAVY, at_rest as _at_rest, deferred as _deferred
 
-_collecting = _gc.isenabled()
-_gc.disable()
-
-# %% ../nbs/58_all.ipynb #a6ad98a8
-from .settings import settings # chkstyle: ignore
-from fastai.vision.all import *
-from .core import *
-from .web import *
-
-# %% ../nbs/58_all.ipynb #0b01f248
-from .data.images import *
-from .data.doodles import *
-from .data.sources import *
-from .data.records import *
-from .data.gather import *
-from .data.blocks import *
-from .data.augment import *
-from .data.show import *
-from .data.loaders import *
-
-# %% ../nbs/58_all.ipynb #bc28350e
-from .models.tiny import *
-from .models.facts import *
-from .models.zoo import *
-from .models.classes import *
-from .models.maps import *
-from .train.speed import *
-from .train.learner import *
-
-# %% ../nbs/58_all.ipynb #eec68bb3
-from .task.classification import *
-
-# %% ../nbs/58_all.ipynb #fabd8e5f
-from .use.interpret import *
-from .use.bundle import *
-from .use.pretrained import *
-from .use.widgets import *
-
-# %% ../nbs/58_all.ipynb #06ea3171
-if _collecting: _gc.enable()
+# %% ../nbs/58_all.ipynb #44af6f1d
+with _at_rest(), _deferred(_HEAVY):
+    from learnkit.settings import settings # chkstyle: ignore
+    from fastai.vision.all import *
+    from learnkit.core import *
+    from learnkit.web import *
+    from learnkit.data.images import *
+    from learnkit.data.doodles import *
+    from learnkit.data.sources import *
+    from learnkit.data.records import *
+    from learnkit.data.gather import *
+    from learnkit.data.blocks import *
+    from learnkit.data.augment import *
+    from learnkit.data.show import *
+    from learnkit.data.loaders import *
+    from learnkit.models.tiny import *
+    from learnkit.models.facts import *
+    from learnkit.models.zoo import *
+    from learnkit.models.classes import *
+    from learnkit.models.maps import *
+    from learnkit.train.speed import *
+    from learnkit.train.fast import *
+    from learnkit.train.learner import *
+    from learnkit.train.predict import *
+    from learnkit.train.distributed import *
+    from learnkit.task.classification import *
+    from learnkit.use.interpret import *
+    from learnkit.use.bundle import *
+    from learnkit.use.pretrained import *
+    from learnkit.use.widgets import *
 
 # %% ../nbs/58_all.ipynb #1fef58bb
 __all__ = [o for o in globals() if not o.startswith('_')]
