@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['FORMAT', 'read_bundle', 'load_learner']
 
-# %% ../../nbs/51_use.bundle.ipynb #7754ee46
+# %% ../../nbs/51_use.bundle.ipynb #bce9bdfc
 import json, torch
 from ..core import DataError, LearnkitError, NotFound, UntrustedFile, atomic_path, choose, get_task
 from fastcore.all import *
 from importlib.metadata import version
 from pathlib import Path
-from fastai.data.block import DataBlock
 from fastai.data.transforms import IndexSplitter, IntToFloatTensor, Normalize, ToTensor
 from fastai.learner import Learner
 from fastai.learner import load_learner as _load_pickle
@@ -20,9 +19,11 @@ from fastai.vision.core import PILImage, PILImageBW
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from ..data.loaders import DataBlock
 from ..data.records import Record
 from ..models.facts import facts
-from ..train.learner import TaskLearner, task_learner, _picture_type
+from ..train.learner import TaskLearner, task_learner
+from ..train.predict import _picture_type
 
 # %% ../../nbs/51_use.bundle.ipynb #8d97fa3f
 def _enum(o): return getattr(o, 'value', o)
@@ -66,7 +67,7 @@ def _transform(name, args):
     args = {k:tuple(v) if isinstance(v, list) else v for k,v in args.items()}
     return kind(**args)
 
-# %% ../../nbs/51_use.bundle.ipynb #abf519af
+# %% ../../nbs/51_use.bundle.ipynb #dcf6d873
 FORMAT = 1
 
 def _config(learn):
@@ -78,7 +79,8 @@ def _config(learn):
     steps = dict(picture='L' if kind is PILImageBW else 'RGB', item=_recipe(dl.after_item.fs), batch=_recipe(dl.after_batch.fs))
     licence = about.licence if learn.pretrained else None
     versions = {o:version(o) for o in ('learnkit', 'fastai', 'torch', 'torchvision', 'timm')}
-    return dict(learnkit=FORMAT, **net, **steps, pretrained=learn.pretrained, licence=licence, results=learn.results, versions=versions)
+    trained = dict(pretrained=learn.pretrained, precision=learn.precision, licence=licence, results=learn.results)
+    return dict(learnkit=FORMAT, **net, **steps, **trained, versions=versions)
 
 # %% ../../nbs/51_use.bundle.ipynb #acf52109
 def _facts(learn):
@@ -153,7 +155,7 @@ def _empty_dls(task, page):
     block.item_tfms,block.batch_tfms = L(_rebuild(page['item'])),L(_rebuild(page['batch']))
     return block.dataloaders([dummy, dummy], bs=1, num_workers=0, device=torch.device('cpu'))
 
-# %% ../../nbs/51_use.bundle.ipynb #a76de977
+# %% ../../nbs/51_use.bundle.ipynb #e0a75932
 def _load_bundle(path, cpu=True):
     "The learner in the bundle at `path`."
     page = read_bundle(path)
@@ -161,7 +163,8 @@ def _load_bundle(path, cpu=True):
     task = get_task(page['task'])
     try:
         dls = _empty_dls(task, page)
-        learn = task_learner(task, dls, page['arch'], pretrained=False, normalize=False, model_kw=page['model'] | dict(n_out=page['n_out']))
+        learn = task_learner(task, dls, page['arch'], pretrained=False, normalize=False, model_kw=page['model'] | dict(n_out=page['n_out']),
+            precision=page.get('precision', 'fp32'))
     except (TypeError, ValueError, KeyError, RuntimeError) as e:
         if isinstance(e, LearnkitError): raise
         raise DataError(f'{path}: no learner can be built from what it says ({str(e)[:160]}). The bundle is damaged or forged.') from None

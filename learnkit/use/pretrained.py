@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PretrainedClassifier', 'classify_with', 'features']
 
-# %% ../../nbs/52_use.pretrained.ipynb #e2a8fa9e
+# %% ../../nbs/52_use.pretrained.ipynb #bf5675dc
 import hashlib, inspect, torch
 from concurrent.futures import ThreadPoolExecutor
 from fastcore.all import *
@@ -18,7 +18,8 @@ from ..data.images import image_files, open_image
 from ..data.show import grid_axes, show_picture
 from ..models.classes import class_names, classifier, preparation
 from ..models.zoo import Body, body
-from ..train.learner import Prediction, TaskLearner, body_of
+from ..train.learner import TaskLearner, body_of
+from ..train.predict import Prediction
 
 # %% ../../nbs/52_use.pretrained.ipynb #6aefb841
 def _listed(pictures):
