@@ -5,9 +5,12 @@
 # %% auto #0
 __all__ = ['METHODS', 'fit_size', 'TrainingOnly', 'augment_tfms']
 
-# %% ../../nbs/17_data.augment.ipynb #a7c53136
+# %% ../../nbs/17_data.augment.ipynb #8627c19c
 from ..core import choose, DataError
-from fastai.vision.augment import PadMode, Resize, ResizeMethod, aug_transforms
+import torch, torch.nn.functional as F
+from fastai.torch_core import TensorImage, TensorImageBase
+from fastai.vision.augment import AffineCoordTfm, PadMode, Resize, ResizeMethod, aug_transforms, find_coeffs
+from fastai.vision.core import TensorBBox, TensorPoint
 from fasttransform import Transform, compose_tfms
 
 # %% ../../nbs/17_data.augment.ipynb #6516a4b8
@@ -23,14 +26,45 @@ def fit_size(
     if not ok: raise DataError(f'size={size!r} is not a size in pixels. Give an int, or (height, width).')
     return Resize(hw, method=METHODS[method], pad_mode=PadMode.Zeros)
 
-# %% ../../nbs/17_data.augment.ipynb #cffd16f4
+# %% ../../nbs/17_data.augment.ipynb #d304964b
 class TrainingOnly(Transform):
     "The batch transforms `tfms`, one after the other, which leave validation pictures as they are."
     def __init__(self, tfms):
         super().__init__(split_idx=0, order=tfms[0].order)
         self.tfms = tfms
-    def __call__(self, b, split_idx=None, **kwargs): return b if split_idx == 1 else compose_tfms(b, self.tfms, split_idx=split_idx, **kwargs)
     def __repr__(self): return ', '.join(type(o).__name__ for o in self.tfms)
+
+    def __call__(self, b, split_idx=None, **kwargs):
+        if split_idx == 1: return b
+        if (x := _only_picture(b)) is None: return compose_tfms(b, self.tfms, split_idx=split_idx, **kwargs)
+        for t in self.tfms:
+            t.before_call(b, split_idx=split_idx)
+            x = _moved(x, t) if isinstance(t, AffineCoordTfm) else _lit(x, t)
+        return TensorImage(x), *b[1:]
+
+# %% ../../nbs/17_data.augment.ipynb #eda63a52
+def _only_picture(b):
+    "The pictures of batch `b` as a plain tensor, if its other parts have no place in them, else `None`."
+    moves = TensorImageBase,TensorPoint,TensorBBox
+    if not isinstance(b, tuple) or not isinstance(b[0], TensorImage) or any(isinstance(o, moves) for o in b[1:]): return None
+    return b[0].as_subclass(torch.Tensor)
+
+def _moved(x, t):
+    "The pictures `x` (B, C, H, W) where `t`, which has drawn its numbers, moves them."
+    m = torch.cat([t.mat.as_subclass(torch.Tensor), torch.tensor([0., 0., 1.], device=x.device).expand(len(x), 1, 3)], 1)
+    for f in t.coord_fs:
+        c = find_coeffs(f.orig_pts, f.targ_pts).as_subclass(torch.Tensor)[...,0]
+        m = torch.cat([c, torch.ones_like(c[:,:1])], 1).view(-1, 3, 3) @ m
+    xs,ys = (torch.linspace(-1, 1, n, device=x.device) for n in (x.shape[-1], x.shape[-2]))
+    u,v,w = (m[:,i,0,None,None]*xs + (m[:,i,1,None]*ys + m[:,i,2,None])[...,None] for i in range(3))
+    return F.grid_sample(x, torch.stack([u.div_(w), v.div_(w)], -1), mode=t.mode, padding_mode=t.pad_mode, align_corners=True)
+
+# %% ../../nbs/17_data.augment.ipynb #e444a214
+def _lit(x, t):
+    "The pictures `x` in the light that `t` has drawn."
+    x = torch.logit(x, 1e-7)
+    for f in t.fs: x = f(x)
+    return x.sigmoid_()
 
 # %% ../../nbs/17_data.augment.ipynb #c3ac5e1a
 def augment_tfms(
