@@ -143,7 +143,7 @@ def _read(self:Kept, at, shape):
         self.file.seek(at)
         return np.frombuffer(self.file.read(int(np.prod(shape))), np.uint8).reshape(shape)
 
-# %% ../../nbs/19_data.loaders.ipynb #c54e8267
+# %% ../../nbs/19_data.loaders.ipynb #dd2cc972
 class ThreadDL(TfmdDL):
     "fastai's `TfmdDL` whose pictures are opened by threads and kept; worker processes, if asked for, live on from epoch to epoch."
     def __init__(self, dataset, *args, num_workers=0, kept=None, fit='auto', threads=None, **kwargs):
@@ -165,6 +165,15 @@ class ThreadDL(TfmdDL):
         except SkipItemException: return None
 
     def on_gpu(self): return self.device is not None and self.device.type != 'cpu'
+    def n_threads(self): return self.threads or (min(8, defaults.cpus) if self.on_gpu() else torch.get_num_threads())
+
+    def plan(self):
+        "Who opens the pictures, and what is kept of them, in words."
+        n = self.fake_l.num_workers
+        if n: return f'{n} process{"es"*(n > 1)} open the pictures of each epoch'
+        who = f'{self.n_threads()} thread{"s"*(self.n_threads() > 1)} open{"s"*(self.n_threads() == 1)} the pictures'
+        if self.kept.mb <= 0: return f'{who} of each epoch'
+        return f'{who} once; they are kept ' + (f'at {self.fit[0]} by {self.fit[1]} px' if isinstance(self.fit, tuple) else 'at full size') + f', up to {self.kept.mb:g} MB'
 
 # %% ../../nbs/19_data.loaders.ipynb #85d4b9bb
 def cut(
@@ -179,12 +188,12 @@ def cut(
     a = torch.from_numpy(o[0].pixels[y:y+t.size[1], x:x+t.size[0]].copy())
     return o[0]._tensor_cls(a.permute(2, 0, 1) if a.ndim == 3 else a[None]), *o[1:]
 
-# %% ../../nbs/19_data.loaders.ipynb #7e6ae389
+# %% ../../nbs/19_data.loaders.ipynb #8bff5527
 @patch
 def _opened(self:ThreadDL, samps):
     "Yield the items `samps` in order, opened by threads."
     ahead,bs,wait,kept = self.on_gpu(),self.bs or 1,deque(),False
-    ex = ThreadPoolExecutor(self.threads or (min(8, defaults.cpus) if ahead else torch.get_num_threads()), 'learnkit-open')
+    ex = ThreadPoolExecutor(self.n_threads(), 'learnkit-open')
     try:
         for chunk in chunked(samps, bs):
             before = self.kept.hits,self.kept.misses

@@ -54,7 +54,7 @@ def growing_sizes(
     shares = [start+(1-start)*i/(epochs-1) for i in range(epochs-1)] + [1.]
     return [tuple(min(o, step*math.ceil(o*k/step-.01)) for o in size) for k in shares]
 
-# %% ../../nbs/33_train.fast.ipynb #36161292
+# %% ../../nbs/33_train.fast.ipynb #b08bdb64
 class Shrink(Transform):
     "Bring the pictures and masks of a batch to `size` (width, height); points and boxes are relative already."
     order = 0 # before bytes become floats
@@ -68,10 +68,10 @@ class GrowingSize(Callback):
 
     def before_fit(self):
         full = size_of(self.dls.train)
-        self.loaders = [resized(self.dls.train, o) for o in growing_sizes(full, self.n_epoch, self.start)] if full else None
+        self.sized = [resized(self.dls.train, o) for o in growing_sizes(full, self.n_epoch, self.start)] if full else None
 
     def before_train(self):
-        if self.loaders: self.learn.dl = self.loaders[self.epoch]
+        if self.sized: self.learn.dl = self.sized[self.epoch]
 
 # %% ../../nbs/33_train.fast.ipynb #90e966f9
 def size_of(dl):

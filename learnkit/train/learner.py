@@ -26,14 +26,14 @@ from ..settings import settings
 from .fast import fast_fine_tune
 from .speed import Adam, MixedPrecision, precision_cb
 
-# %% ../../nbs/35_train.learner.ipynb #5611617b
+# %% ../../nbs/35_train.learner.ipynb #4ff02160
 class TaskLearner(Learner):
     "A fastai `Learner` that knows its `task`."
     precision = 'fp32' # how it computes, see `to_precision`
     rates = 2e-3,100 # for `fine_tune`: the head's learning rate, and how many times slower the first layers learn
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.history,self.problems = [],L()
+        self.history,self.problems,self._told = [],L(),False
 
     @contextmanager
     def _quiet(self):
@@ -43,9 +43,15 @@ class TaskLearner(Learner):
             with self.no_bar(), self._logging(self._row if settings.progress and self.logger is not noop else noop): yield
 
     def fit(self, *args, **kwargs):
+        self._tell()
         with self._quiet(): super().fit(*args, **kwargs)
         rec = self.recorder
         if rec.values: self.history.append(dict(names=[*rec.metric_names[1:]], values=[[*o] for o in rec.values], losses=[*rec.losses], steps=[*rec.iters]))
+
+    def _tell(self):
+        "Say once how pictures come to this learner."
+        if isinstance(self.dls.train, ThreadDL) and not self._told: say(f'loader: {self.dls.train.plan()}')
+        self._told = True
 
     @property
     def results(self):
@@ -160,7 +166,7 @@ def _no_batch(dls):
     return (f'There are {len(dls.train_ds)} pictures to train on but a batch is {dls.train.bs}, so no batch would be full and nothing '
         f'would be trained. Pass a smaller `bs`, {len(dls.train_ds)} at most, to `dataloaders`.')
 
-# %% ../../nbs/35_train.learner.ipynb #59a5e2ca
+# %% ../../nbs/35_train.learner.ipynb #af3200fb
 @patch
 def fine_tune(
     self:TaskLearner,
@@ -175,10 +181,11 @@ def fine_tune(
     **kwargs): # for `fit_one_cycle`
     "Train the head, then everything; a body without pretrained weights is trained whole from the start."
     if not self.pretrained:
-        say('The body has no pretrained weights, so all its layers learn from the start.')
+        say('The body has no pretrained weights, so all its layers learn from the start' + (', and fast=True changes nothing.' if fast else '.'))
         self.unfreeze()
         return self.fit_one_cycle(epochs+freeze_epochs, base_lr or 8e-3, pct_start=pct_start, **kwargs)
     base_lr,lr_mult = base_lr or self.rates[0],lr_mult or self.rates[1]
+    self._tell()
     if fast: return fast_fine_tune(self, epochs, base_lr, freeze_epochs, lr_mult, pct_start, div, cache, **kwargs)
     self.freeze()
     if freeze_epochs: self.fit_one_cycle(freeze_epochs, slice(base_lr), pct_start=0.99, **kwargs)

@@ -1,0 +1,66 @@
+"Predicting by the short way says what validation says, and is never stale."
+import pytest, torch
+import learnkit.all as lk
+from learnkit.train.predict import folded
+from PIL import Image
+from torch import nn
+
+@pytest.fixture
+def learn(drawings, tmp_path, one_thread):
+    lk.set_seed(4)
+    learn = lk.classification_learner(lk.classification_dls(drawings, size=48, bs=16), path=tmp_path/'work', precision='fp32')
+    learn.fit_one_cycle(1)
+    return learn
+
+def both(learn):
+    "Probabilities of the validation pictures by validation, by `predict` of a list, and one by one."
+    files = [o.image for o in learn.dls.valid_ds.items]
+    valid = learn.get_preds()[0]
+    return valid, torch.stack([p[2] for p in learn.predict(files)]), torch.stack([learn.predict(o)[2] for o in files])
+
+def test_the_same_as_validation(learn):
+    a,b,c = both(learn)
+    assert torch.allclose(a, b, atol=1e-5) and torch.allclose(b, c, atol=1e-5)
+    assert learn.predict_dtype == torch.float32
+
+def test_never_stale(learn):
+    "Training, loading and a changed weight are seen by the next prediction."
+    file = learn.dls.valid_ds.items[0].image
+    def p(): return learn.predict(file)[2]
+    first = p()
+    learn.save('m')
+    learn.fit_one_cycle(1)
+    assert not torch.allclose(first, p(), atol=1e-6)
+    learn.load('m')
+    assert torch.allclose(first, p(), atol=1e-6)
+    with torch.no_grad(): learn.model[1][-1].weight.zero_()
+    assert p().tolist() == pytest.approx([.5, .5], abs=.02)
+
+def test_short_numbers(learn):
+    a = both(learn)[1]
+    b = both(learn.to_bf16())[1]
+    assert learn.predict_dtype == torch.bfloat16 and 0 < (a-b).abs().max() < .1
+
+def test_auto_measures_once(learn):
+    learn.to_precision('auto').predict(learn.dls.valid_ds.items[0].image)
+    assert learn.predict_dtype in (torch.float32, torch.bfloat16) and 'answering' in (lk.settings.cache_path/'speed.json').read_text()
+
+def test_a_photograph_is_reduced_as_in_training(learn, tmp_path):
+    f = tmp_path/'large.jpg'
+    Image.open(learn.dls.valid_ds.items[0].image).resize((1600, 1600), Image.BICUBIC).save(f, quality=95)
+    dl = learn.dls.test_dl([lk.Record(f)])
+    assert torch.allclose(learn.get_preds(dl=dl)[0][0], learn.predict(f)[2], atol=1e-5)
+
+def test_folding_falls_back():
+    "A network whose steps PyTorch can't follow is copied; its parts that it can follow are folded."
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.part = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+        def forward(self, x): return self.part(x) if x.mean() > 0 else -self.part(-x)
+    m = Odd().eval()
+    m.part[1].running_mean.uniform_()
+    x = torch.randn(2, 3, 8, 8)
+    with torch.inference_mode(): assert torch.allclose(folded(m)(x), m(x), atol=1e-5)
+    assert not any(isinstance(o, nn.BatchNorm2d) for o in folded(m).modules())
+    assert any(isinstance(o, nn.BatchNorm2d) for o in m.modules()), 'the network itself is left alone'
