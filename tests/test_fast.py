@@ -130,3 +130,45 @@ def test_from_random_weights_fast_is_ordinary(drawings, tmp_path, one_thread):
     learn = lk.classification_learner(lk.classification_dls(drawings, size=32, bs=16), 'small', path=tmp_path/'work', precision='fp32')
     learn.fine_tune(1, fast=True)
     assert isinstance(learn.model[0], Body) and len(learn.history[-1]['values']) == 2
+
+def test_mirror_images_are_both_kept(make, monkeypatch):
+    "Where a picture is only mirrored, its two variations are all there are: one epoch has the one, the next the other."
+    from learnkit.train import fast
+    made = []
+    class Kept(fast.Features):
+        def __init__(self, *args, **kw): super().__init__(*args, **kw), made.append(self)
+    monkeypatch.setattr(fast, 'Features', Kept)
+    learn = make(augment=lk.augment_tfms(1., rotate=0, zoom=1, light=0, warp=0))
+    learn.fine_tune(0, freeze_epochs=3, fast=True)
+    a,b = made[0].views
+    x = torch.stack([learn.dls.valid.after_item((lk.PILImage.create(o.image),))[0] for o in learn.dls.train_ds.items[:4]])
+    x = learn.dls.valid.after_batch((x,))[0].as_subclass(torch.Tensor)
+    with torch.no_grad(): pair = [learn.model[0].eval()(o) for o in (x, x.flip(-1))]
+    assert torch.allclose(a[:4], pair[0], atol=1e-4) and torch.allclose(b[:4], pair[1], atol=1e-4)
+
+def test_the_default_is_what_fastai_does(drawings, tmp_path, one_thread, monkeypatch):
+    "Same seed, same weights: fastai's loader, variation and optimiser lead where learnkit's lead, up to rounding."
+    from fastai.data.block import DataBlock as FastaiBlock
+    from fastai.learner import Learner
+    from learnkit.data.loaders import split_records
+    ends = []
+    rs = lk.read_folder(drawings)
+    for block in (FastaiBlock, lk.DataBlock):
+        lk.set_seed(6, reproducible=True)
+        kw = dict(blocks=(lk.ImageBlock, lk.CategoryBlock), splitter=split_records, item_tfms=lk.fit_size(32, 'squish'), batch_tfms=lk.augment_tfms(.5))
+        dls = block(**kw).dataloaders(rs, bs=16, num_workers=0, device=torch.device('cpu'))
+        lk.set_seed(7)
+        if block is FastaiBlock:
+            model = lk.classification_model(None, dls, ps=.25)
+            norm = lk.Normalize.from_stats(model[0].mean, model[0].std, cuda=False)
+            dls.add_tfms([norm], 'after_batch')
+            learn = Learner(dls, model, loss_func=lk.CrossEntropyLossFlat(), splitter=lk.three_groups, metrics=lk.error_rate)
+            learn.freeze()
+        else: learn = lk.classification_learner(dls, precision='fp32', path=tmp_path/'work')
+        for dl in dls.loaders: dl.rng.seed(3)
+        lk.set_seed(8)
+        with monkeypatch.context() as m, learn.no_bar(), learn.no_logging():
+            if block is FastaiBlock: m.setattr('learnkit.data.augment._only_picture', lambda b: None)
+            learn.fine_tune(1, base_lr=1e-3, lr_mult=10)
+        ends.append(torch.cat([o.detach().flatten() for o in learn.model.parameters()]))
+    assert (ends[0]-ends[1]).norm()/ends[0].norm() < 1e-4

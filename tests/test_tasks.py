@@ -95,7 +95,7 @@ def test_a_log_file_gets_one_line_an_epoch(drawings, capsys):
         learn.fit_one_cycle(2)
         rows = capsys.readouterr().out.splitlines()
         learn.lr_find(num_it=6, show_plot=False), learn.validate(), learn.predict(learn.dls.valid_ds.items[0].image)
-    assert [o.split()[0] for o in rows] == ['epoch', '0', '1'] and capsys.readouterr().out == ''
+    assert [o.split()[0] for o in rows] == ['loader:', 'epoch', '0', '1'] and capsys.readouterr().out == ''
 
 def test_lr_find_and_interruption_leave_the_weights(drawings, tmp_path, monkeypatch):
     learn = lk.classification_learner(lk.classification_dls(drawings, size=32, bs=16), 'small', path=tmp_path/'work')

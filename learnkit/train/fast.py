@@ -6,12 +6,13 @@
 __all__ = ['Frozen', 'growing_sizes', 'Shrink', 'GrowingSize', 'size_of', 'resized', 'Features', 'features_of_body',
            'fast_fine_tune']
 
-# %% ../../nbs/33_train.fast.ipynb #d3b5ff41
+# %% ../../nbs/33_train.fast.ipynb #ccce83de
 import math, sys, torch
 import torch.nn.functional as F
 from contextlib import contextmanager
 from fastcore.all import *
 from ..core import say
+from ..data.augment import TrainingOnly
 from ..data.loaders import ThreadDL
 from ..models.zoo import Body
 from ..settings import settings
@@ -22,7 +23,7 @@ from fastai.data.core import DataLoaders
 from fastai.layers import norm_types
 from fastai.learner import CastToTensor
 from fastai.torch_core import TensorImageBase, TensorMask, to_device
-from fastai.vision.augment import RandTransform, Resize
+from fastai.vision.augment import Flip, RandTransform, Resize
 from fastprogress import progress_bar
 from fasttransform import Pipeline, Transform
 from torch import nn
@@ -106,12 +107,25 @@ class Features:
         for i in order.split(self.bs)[:len(self)]: yield to_device((self.views[(i+self.epoch) % v, i], *(o[i] for o in self.targets)), self.device)
         self.epoch += 1
 
-# %% ../../nbs/33_train.fast.ipynb #88832f6c
+# %% ../../nbs/33_train.fast.ipynb #dba6d273
 def _varies(dl):
     "Does the loader `dl` show a picture in more than one way?"
     fs = [*dl.after_item.fs, *dl.after_batch.fs]
     return any(getattr(o, 'split_idx', None) == 0 or isinstance(o, RandTransform) and not (type(o) is Resize and o.method == 'squish') for o in fs)
 
+# %% ../../nbs/33_train.fast.ipynb #4fa53cbf
+def _steady(dl):
+    "A loader like `dl` without the batch transforms that are for training alone."
+    return dl.new(after_batch=Pipeline([o for o in dl.after_batch.fs if getattr(o, 'split_idx', None) != 0]))
+
+def _only_mirrors(dl):
+    "Is a mirror image the only variation that the loader `dl` makes?"
+    vary = [o for o in dl.after_batch.fs if getattr(o, 'split_idx', None) == 0]
+    if _varies(_steady(dl)) or len(vary) != 1 or not isinstance(vary[0], TrainingOnly) or len(vary[0].tfms) != 1: return False
+    t = vary[0].tfms[0]
+    return type(t) is Flip and len(t.aff_fs) == 1 and not t.coord_fs
+
+# %% ../../nbs/33_train.fast.ipynb #1bf60cda
 def _in_the_way(learn, cbs):
     "A callback that wants to see pictures or layers, or `None`."
     own = MixedPrecision,CastToTensor,HookCallback
@@ -124,20 +138,21 @@ def _why_not(learn, cbs):
     if cb is not None: return f'{cb.name} needs the pictures'
     return '' if isinstance(learn.dls.train, ThreadDL) else 'the loader is not one of learnkit'
 
-# %% ../../nbs/33_train.fast.ipynb #8b3b957f
-def _once(learn, dl, most):
+# %% ../../nbs/33_train.fast.ipynb #8d29c1fb
+def _once(learn, dl, most, mirror=False):
     "Features and targets of all pictures of `dl`, each passed through the body of `learn` once; `None` if they are over `most` bytes."
     body,cb,xs,ys = learn.model[0].eval(),first(learn.cbs, risinstance(MixedPrecision)),[],[]
     dtype = cb.dtype if cb is not None else torch.float32
     show = settings.progress and (IN_NOTEBOOK or sys.stdout.isatty())
     for b in progress_bar(dl, leave=False) if show else dl:
         x = b[0].as_subclass(torch.Tensor)
+        if mirror: x = x.flip(-1)
         with torch.no_grad(), torch.autocast(x.device.type, dtype=dtype, enabled=dtype != torch.float32): xs.append(body(x).cpu())
         if xs[0].nbytes*len(dl) > most: return None
         ys.append([o.cpu() for o in b[1:]])
     return torch.cat(xs), [torch.cat(o) for o in zip(*ys)]
 
-# %% ../../nbs/33_train.fast.ipynb #4748d63d
+# %% ../../nbs/33_train.fast.ipynb #3b15d28e
 @contextmanager
 def features_of_body(
     learn, # a learner whose model is a body with a head
@@ -148,8 +163,9 @@ def features_of_body(
     dls,body,most = learn.dls,learn.model[0],settings.decoded_mb*1e6
     train = dls.train if size is None else resized(dls.train, size)
     train = train.new(shuffle=False, drop_last=False)
-    n = min(epochs, views) if _varies(train) else 1
-    got = [_once(learn, dl, most/(n+1)) for dl in [train]*n+[dls.valid]]
+    n,mirrors = min(epochs, views) if _varies(train) else 1,_only_mirrors(train)
+    if mirrors: train = _steady(train)
+    got = [_once(learn, dl, most/(n+1), mirrors and i == 1 < n) for i,dl in enumerate([train]*n+[dls.valid])]
     if None in got: return (yield False)
     (*xs,(vx,vy)),y = got,got[0][1]
     xs = torch.stack([o for o,_ in xs])

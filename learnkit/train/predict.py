@@ -61,16 +61,11 @@ def _plain(dl):
     if len(fs) == 2: mean,std = fs[1].mean[0],fs[1].std[0]
     return mean*fs[0].div, std*fs[0].div
 
-# %% ../../nbs/36_train.predict.ipynb #504716aa
+# %% ../../nbs/36_train.predict.ipynb #ad66da75
 def _pixels(item, mode, fit, resize):
     "The middle of the picture `item` as an array (H, W, C) of 8-bit numbers."
     im = open_fitted(item, mode, fit)
-    (w,h),(tw,th) = im.size,resize.size
-    if fit[2] == 'crop' and (w == tw or h == th) and w >= tw and h >= th:
-        x,y = int(.5*(w-tw)),int(.5*(h-th))
-        im = im.crop((x, y, x+tw, y+th))
-    elif im.size != resize.size: im = resize(PILImage(im), split_idx=1)
-    a = np.array(im)
+    a = np.array(im if im.size == resize.size else resize(PILImage(im), split_idx=1))
     return torch.from_numpy(a if a.ndim == 3 else a[...,None])
 
 def _in_threads(f, items):
