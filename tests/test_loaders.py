@@ -41,8 +41,7 @@ def test_the_same_batches_as_fastai(photos, tfm):
         for dls in both:
             lk.set_seed(5)
             got.append([b for _ in range(2) for b in dls[part]])
-        for (xa,ya),(xb,yb) in zip(*got, strict=True):
-            assert torch.equal(xa, xb) and torch.equal(ya, yb) and type(xa) is type(xb)
+        for (xa,ya),(xb,yb) in zip(*got, strict=True): assert torch.equal(xa, xb) and torch.equal(ya, yb) and type(xa) is type(xb)
 
 def test_kept_pictures_differ_little(photos):
     "A picture that was scaled before its crop is the picture that was cropped before it was scaled, up to part of a pixel."

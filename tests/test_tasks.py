@@ -1,6 +1,5 @@
 "Every registered task keeps the contract of the verbs, from drawings to a bundle that predicts the same."
-import json
-import numpy as np
+import json, numpy as np
 import pytest, torch
 import learnkit.all as lk
 from PIL import Image
