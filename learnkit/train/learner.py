@@ -176,7 +176,7 @@ def fine_tune(
     lr_mult:float=None, # the first layers learn that many times slower than the head; None: what suits the body, 100 where nothing is known
     pct_start:float=0.3, # share of the second stage in which the rate rises
     div:float=5., # the second stage starts with its highest rate divided by this
-    fast:bool=False, # less work for the same accuracy, see `learnkit.train.fast`
+    fast:bool=False, # less work for nearly the same accuracy, see `learnkit.train.fast`
     cache:bool=True, # with `fast`: keep the features of the frozen body
     **kwargs): # for `fit_one_cycle`
     "Train the head, then everything; a body without pretrained weights is trained whole from the start."
