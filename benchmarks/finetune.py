@@ -1,6 +1,6 @@
 """Seconds of `fine_tune` with plain fastai, tuned fastai and learnkit: the same pictures, weights, rates and batches, in fresh processes.
 
-    LEARNKIT_MIRROR=FOLDER python benchmarks/finetune.py [--quick] [--regime S P] [--body resnet18 tiny] [--rounds 5] [--switch] [--null]
+    LEARNKIT_MIRROR=FOLDER python benchmarks/finetune.py [--quick] [--regime S P] [--body resnet18 tiny] [--rounds 5] [--switch] [--null] [--resplit]
 
 Arms: F0 fastai with its defaults. F1 fastai tuned: the better number of workers, channels_last, and bf16 by torch's own autocast, each only
 where a trial on this machine shows it to be faster. L0 learnkit's default, which does the same work up to rounding. L1 learnkit with
@@ -239,6 +239,7 @@ def options():
     p.add_argument('--size', type=int, help='pixels (default: 128 for tiny, 192 for resnet18, else 224)')
     p.add_argument('--bs', type=int, help='pictures a batch (default: 64)')
     p.add_argument('--pictures', type=int, help='a stratified share of so many pictures, training and validation together')
+    p.add_argument('--resplit', action='store_true', help='each seed has a split of its own')
     p.add_argument('--photos', help='folder that keeps the enlarged pictures (default: a temporary one)')
     p.add_argument('--megapixels', type=float, default=12, help='of the enlarged pictures')
     p.add_argument('--switch', action='store_true', help='also each lever of learnkit off by itself')
@@ -300,13 +301,13 @@ def run_setting(a, regime, arch, files, photos, runs, folder):
     key = dict(common, null=a.null, files=files_hash(files), code=code, threads=cores())
     def label(arm, seed, **kw): return json.dumps(dict(key, arm=arm, seed=seed, **kw), sort_keys=True)
     plan = [(i, seed, k) for i,seed in enumerate(a.seeds) for k in (arms if i%2 == 0 else reversed(arms))]
-    keys = {(seed, k):label(k, seed, sha=ws[seed]['sha'], args=arms[k]) for _,seed,k in plan}
+    keys = {(seed, k):label(k, seed, sha=ws[seed]['sha'], args=arms[k], **({'resplit':True} if a.resplit else {})) for _,seed,k in plan}
     missing = [o for o in plan if not runs.find(keys[o[1:]])]
     if missing:
         files = photos(files) if regime == 'P' else files
         warm(files)
-    spec = dict(common, files=files)
-    tried = runs.do(label('trial', a.seeds[0]), lambda: run_arm('finetune.py', 'trial', **spec, **ws[a.seeds[0]], seed=0), a.device)
+    split_of = {o:resplit(files, o) if a.resplit else files for o in a.seeds}
+    tried = runs.do(label('trial', a.seeds[0]), lambda: run_arm('finetune.py', 'trial', **common, files=files, **ws[a.seeds[0]], seed=0), a.device)
     if 'error' in tried: raise SystemExit(f'The trial failed: {tried["error"]}\n{tried["said"]}')
     print('trial for F1: '+', '.join(f'{k} {v:.3f} s a step' for k,v in tried['steps'].items())+'; '
         +', '.join(f'{k} workers {v:.1f} s a pass' for k,v in tried['passes'].items())+f' -> {tried["precision"]}, {tried["workers"]} workers', flush=True)
@@ -314,7 +315,7 @@ def run_setting(a, regime, arch, files, photos, runs, folder):
     print(f'{len(missing)} of {len(plan)} runs to do, about {minutes(sum(secs[k] for *_,k in missing))} (a guess from the steps of the trial)', flush=True)
     done = {k:[] for k in arms}
     for n,(_,seed,k) in enumerate(plan, 1):
-        row = runs.do(keys[seed, k], lambda: run_arm('finetune.py', **spec, **ws[seed], **arms[k], seed=seed, trial=tried), a.device)
+        row = runs.do(keys[seed, k], lambda: run_arm('finetune.py', **common | ws[seed] | arms[k], files=split_of[seed], seed=seed, trial=tried), a.device)
         row = row | dict(arm=k, seed=seed)
         done[k].append(row)
         if 'error' not in row: secs[k] = statistics.median(o['process'] for o in done[k] if 'error' not in o)

@@ -172,6 +172,17 @@ def picture_list(n=None, data='cats_vs_dogs'):
     keep = {o for v in groups.values() for o in rng.sample(v, max(1, round(len(v)*n/len(rs))))}
     return [o for o in rs if o in keep]
 
+def resplit(files, seed):
+    "The same `files` with another split: in each class as many to validate on as before."
+    groups = {}
+    for o in files: groups.setdefault(o[1], []).append(o)
+    rng,res = random.Random(seed),{}
+    for v in groups.values():
+        splits = [o[2] for o in v]
+        rng.shuffle(splits)
+        res |= {o[0]:(*o[:2], w) for o,w in zip(v, splits)}
+    return [res[o[0]] for o in files]
+
 def files_hash(files):
     "A hash of names, sizes, labels and split of `files`."
     return sha(*(f'{Path(p).name} {Path(p).stat().st_size} {label} {split}\n' for p,label,split in files))

@@ -1,7 +1,8 @@
 "Predicting by the short way says what validation says, and is never stale."
-import pytest, torch
+import pickle, pytest, torch
 import learnkit.all as lk
-from learnkit.train.predict import folded
+from copy import deepcopy
+from learnkit.train.speed import PackedConv, folded, for_answers
 from PIL import Image
 from torch import nn
 
@@ -43,7 +44,7 @@ def test_short_numbers(learn):
 
 def test_auto_measures_once(learn):
     learn.to_precision('auto').predict(learn.dls.valid_ds.items[0].image)
-    assert learn.predict_dtype in (torch.float32, torch.bfloat16) and 'answering' in (lk.settings.cache_path/'speed.json').read_text()
+    assert learn.predict_dtype in (torch.float32, torch.bfloat16) and 'answer' in (lk.settings.cache_path/'speed.json').read_text()
 
 def test_a_photograph_is_reduced_as_in_training(learn, tmp_path):
     f = tmp_path/'large.jpg'
@@ -64,3 +65,20 @@ def test_folding_falls_back():
     with torch.inference_mode(): assert torch.allclose(folded(m)(x), m(x), atol=1e-5)
     assert not any(isinstance(o, nn.BatchNorm2d) for o in folded(m).modules())
     assert any(isinstance(o, nn.BatchNorm2d) for o in m.modules()), 'the network itself is left alone'
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason='PyTorch has no oneDNN here')
+def test_packed_weights():
+    "Convolutions of all kinds answer alike with packed weights, for other batches and sizes too, also after copying."
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a,self.b = nn.Conv2d(3, 8, 3, stride=2, padding=1),nn.Conv2d(8, 8, 3, padding=2, dilation=2, groups=4, bias=False)
+            self.c,self.d = nn.Conv2d(8, 8, 3, padding='same'),nn.Conv2d(8, 4, (3, 1), padding=(1, 0), padding_mode='reflect')
+        def forward(self, x): return self.d(self.c(torch.relu(self.b(self.b(self.a(x))))))
+    m,x,y = Net().eval(),torch.randn(1, 3, 32, 32),torch.randn(3, 3, 50, 41)
+    nets = for_answers(m, x, ['fp32'])
+    p = nets['fp32 packed']
+    assert [isinstance(o, PackedConv) for o in (p.a, p.b, p.c, p.d)] == [True, True, False, False]
+    with torch.inference_mode():
+        for o,want in ((p, m), (deepcopy(p), m), (pickle.loads(pickle.dumps(p.a)), m.a)):
+            for b in (x, y): assert torch.allclose(o(b), want(b), atol=1e-5)

@@ -6,7 +6,7 @@
 __all__ = ['Frozen', 'growing_sizes', 'Shrink', 'GrowingSize', 'size_of', 'resized', 'Features', 'features_of_body',
            'fast_fine_tune']
 
-# %% ../../nbs/33_train.fast.ipynb #ccce83de
+# %% ../../nbs/33_train.fast.ipynb #c0ea9063
 import math, sys, torch
 import torch.nn.functional as F
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ from ..data.augment import TrainingOnly
 from ..data.loaders import ThreadDL
 from ..models.zoo import Body
 from ..settings import settings
-from .speed import AutoPrecision, MixedPrecision
+from .speed import DTYPES, AutoPrecision, MixedPrecision, ask, for_answers
 from fastai.callback.core import Callback
 from fastai.callback.hook import HookCallback
 from fastai.data.core import DataLoaders
@@ -138,21 +138,24 @@ def _why_not(learn, cbs):
     if cb is not None: return f'{cb.name} needs the pictures'
     return '' if isinstance(learn.dls.train, ThreadDL) else 'the loader is not one of learnkit'
 
-# %% ../../nbs/33_train.fast.ipynb #8d29c1fb
-def _once(learn, dl, most, mirror=False):
-    "Features and targets of all pictures of `dl`, each passed through the body of `learn` once; `None` if they are over `most` bytes."
-    body,cb,xs,ys = learn.model[0].eval(),first(learn.cbs, risinstance(MixedPrecision)),[],[]
-    dtype = cb.dtype if cb is not None else torch.float32
-    show = settings.progress and (IN_NOTEBOOK or sys.stdout.isatty())
+# %% ../../nbs/33_train.fast.ipynb #5b4e6aff
+def _for_once(learn, x):
+    "The body of `learn` as it runs fastest on batches like `x`."
+    cb = first(learn.cbs, risinstance(MixedPrecision))
+    way = first(DTYPES, lambda k: DTYPES[k] == (cb.dtype if cb is not None else torch.float32))
+    return for_answers(learn.model[0].eval(), x[:1].as_subclass(torch.Tensor), [way], pack=False)[way]
+
+def _once(body, dl, most, mirror=False):
+    "Features and targets of all pictures of `dl`, each passed through `body` once; `None` if they are over `most` bytes."
+    xs,ys,show = [],[],settings.progress and (IN_NOTEBOOK or sys.stdout.isatty())
     for b in progress_bar(dl, leave=False) if show else dl:
         x = b[0].as_subclass(torch.Tensor)
-        if mirror: x = x.flip(-1)
-        with torch.no_grad(), torch.autocast(x.device.type, dtype=dtype, enabled=dtype != torch.float32): xs.append(body(x).cpu())
+        xs.append(ask(body, x.flip(-1) if mirror else x).cpu())
         if xs[0].nbytes*len(dl) > most: return None
         ys.append([o.cpu() for o in b[1:]])
     return torch.cat(xs), [torch.cat(o) for o in zip(*ys)]
 
-# %% ../../nbs/33_train.fast.ipynb #3b15d28e
+# %% ../../nbs/33_train.fast.ipynb #bf49dad7
 @contextmanager
 def features_of_body(
     learn, # a learner whose model is a body with a head
@@ -165,7 +168,8 @@ def features_of_body(
     train = train.new(shuffle=False, drop_last=False)
     n,mirrors = min(epochs, views) if _varies(train) else 1,_only_mirrors(train)
     if mirrors: train = _steady(train)
-    got = [_once(learn, dl, most/(n+1), mirrors and i == 1 < n) for i,dl in enumerate([train]*n+[dls.valid])]
+    once = _for_once(learn, train.one_batch()[0])
+    got = [_once(once, dl, most/(n+1), mirrors and i == 1 < n) for i,dl in enumerate([train]*n+[dls.valid])]
     if None in got: return (yield False)
     (*xs,(vx,vy)),y = got,got[0][1]
     xs = torch.stack([o for o,_ in xs])

@@ -4,20 +4,26 @@
 
 # %% auto #0
 __all__ = ['DTYPES', 'LAYOUTS', 'MixedPrecision', 'seconds', 'has_fast_bf16', 'ways', 'probe', 'speed_key', 'measured', 'fastest',
-           'AutoPrecision', 'precision_cb', 'FusedAdam', 'Adam']
+           'AutoPrecision', 'precision_cb', 'FusedAdam', 'Adam', 'folded', 'Short', 'shortened', 'PackedConv', 'packed',
+           'ask', 'for_answers']
 
-# %% ../../nbs/32_train.speed.ipynb #e16abdf4
+# %% ../../nbs/32_train.speed.ipynb #9b91dd66
 import hashlib, json, platform, time, torch
+from copy import deepcopy
 from ..core import atomic_path, choose, say
 from ..settings import settings
 from fastcore.all import *
+from ..models.zoo import Body
 from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.fp16 import MixedPrecision as _MixedPrecision
 from fastai.callback.fp16 import AMPMode
+from fastai.layers import norm_types
 from fastai.optimizer import Adam as _Adam
 from fastai.optimizer import Optimizer
 from fastai.torch_core import to_float
+from torch import nn
 from torch.amp import GradScaler, autocast
+from torch.fx.experimental.optimization import fuse
 from torch.optim.adamw import adamw
 
 # %% ../../nbs/32_train.speed.ipynb #90d7ecfd
@@ -208,3 +214,79 @@ def Adam(params, lr, decouple_wd=True, **kwargs):
     opt = _Adam(params, lr, decouple_wd=decouple_wd, **kwargs)
     if not decouple_wd or any(p.dtype != torch.float32 for p,*_ in opt.all_params()): return opt
     return FusedAdam(opt.param_lists, opt.cbs, lr=lr, **{k:v for k,v in opt.hypers[0].items() if k != 'lr'})
+
+# %% ../../nbs/32_train.speed.ipynb #a5f7299f
+def folded(net):
+    "A copy of `net` in `eval` mode, batch norms folded into the convolutions before them where PyTorch can follow the steps."
+    res = deepcopy(net).eval().requires_grad_(False)
+    try: return fuse(res)
+    except Exception: return _fold_parts(res)
+
+def _fold_parts(m):
+    "Fold the children of `m` in place."
+    for k,c in m.named_children():
+        if not any(isinstance(o, norm_types) for o in c.modules()): continue
+        try: setattr(m, k, fuse(c))
+        except Exception: _fold_parts(c)
+    return m
+
+# %% ../../nbs/32_train.speed.ipynb #09221125
+class Short(nn.Module):
+    "The network `net`, which computes in `dtype` and gives 32-bit floats."
+    def __init__(self, net, dtype):
+        super().__init__()
+        self.net,self.dtype = net.to(dtype),dtype
+    def forward(self, x): return self.net(x.to(self.dtype)).float()
+
+def shortened(net, dtype):
+    "`net` in precision `dtype`: its body, if it has one, or else the whole."
+    if dtype == torch.float32: return net
+    if isinstance(net, nn.Sequential) and isinstance(net[0], Body): return nn.Sequential(Short(net[0], dtype), *net[1:])
+    return Short(net, dtype)
+
+# %% ../../nbs/32_train.speed.ipynb #cd3a9cd6
+class PackedConv(nn.Module):
+    "The convolution `conv` on a CPU, its weights brought into oneDNN's order once, for inputs of `shape` (B, C, H, W)."
+    def __init__(self, conv, shape):
+        super().__init__()
+        self.conv,self.shape,self.how = conv,shape,(conv.padding, conv.stride, conv.dilation, conv.groups)
+        self.weight = torch.ops.mkldnn._reorder_convolution_weight(conv.weight, *self.how, shape)
+    def forward(self, x): return torch.ops.mkldnn._convolution_pointwise(x, self.weight, self.conv.bias, *self.how, 'none', [], '')
+    def __reduce__(self): return PackedConv, (self.conv, self.shape)
+
+def packed(net, x):
+    "A copy of `net` whose convolutions are `PackedConv`s for batches like `x`."
+    res,shapes = deepcopy(net),{}
+    hooks = [m.register_forward_pre_hook(lambda m, a: shapes.update({m:a[0].shape})) for m in res.modules() if type(m) is nn.Conv2d]
+    ask(res, x)
+    for o in hooks: o.remove()
+    for m in [*res.modules()]:
+        for k,c in m.named_children():
+            if c in shapes and c.padding_mode == 'zeros' and not isinstance(c.padding, str): setattr(m, k, PackedConv(c, shapes[c]))
+    return res
+
+# %% ../../nbs/32_train.speed.ipynb #10604106
+def ask(net, x):
+    "What `net` says about the batch `x`, without notes for a backward pass."
+    with torch.inference_mode(): return net(x)
+
+def _same(make, x, truth):
+    "`make()`, if that is a network that gives `truth` for the batch `x`, else `None`."
+    try:
+        net = make()
+        return net if torch.allclose(ask(net, x), truth, rtol=1e-3, atol=1e-3*truth.abs().max().item()) else None
+    except Exception: return None # a part is used in a way that the copy does not know
+
+def for_answers(
+    net, # network in `eval` mode
+    x, # batch (B, C, H, W) on the device of `net`
+    precisions, # names in `DTYPES`
+    pack:bool=True) -> dict: # also with packed weights, which pay for single pictures
+    "Copies of `net` that answer as it does, up to rounding: {'bf16': network, 'bf16 packed': network…}; none if its answer is no tensor."
+    truth,layout,res = ask(net, x),torch.channels_last if x.device.type != 'mps' else torch.contiguous_format,{}
+    if not isinstance(truth, torch.Tensor): return res
+    copy = (_same(lambda: folded(net), x, truth) or deepcopy(net).requires_grad_(False)).to(memory_format=layout)
+    for k in precisions:
+        res[k] = shortened(deepcopy(copy), DTYPES[k]).to(memory_format=layout)
+        if pack and x.device.type == 'cpu' and (p := _same(lambda: packed(res[k], x), x, ask(res[k], x))) is not None: res[f'{k} packed'] = p
+    return res
