@@ -61,7 +61,7 @@ def state(s):
     return torch.load(s['weights'], map_location='cpu', weights_only=True)
 
 def stopwatch(Callback, device):
-    "A callback that notes seconds and accuracy of each epoch; `t0` is when `fine_tune` began."
+    "A callback that notes seconds and accuracy of each epoch; `t0` is when `fine_tune` began. It has no `before_batch`, which would forbid kept features."
     import torch
     def now():
         if device != 'cpu': torch.accelerator.synchronize()
@@ -70,13 +70,15 @@ def stopwatch(Callback, device):
         order = 60
         def __init__(self): self.t0,self.rows,self.first,self.waited,self.mark,self.begun,self.trained = clock(),[],None,0,None,None,None
         def before_train(self): self.begun = self.mark = now()
-        def before_batch(self):
-            if not self.training or self.mark is None: return
-            t = clock()
+        def around(self, one_batch):
+            def _f(i, b):
+                if self.training: self.arrived(clock())
+                one_batch(i, b)
+                self.mark = clock()
+            return _f
+        def arrived(self, t):
             self.waited += t-self.mark
             if self.first is None: self.first = t-self.t0
-        def after_batch(self):
-            if self.training: self.mark = clock()
         def after_train(self): self.trained = now()
         def after_epoch(self):
             end,rec = now(),self.recorder
@@ -98,6 +100,7 @@ def measured(s, learn, tune, times):
     from fastai.callback.core import Callback
     watch = stopwatch(Callback, s['device'])
     learn.add_cb(watch)
+    learn.one_batch = watch.around(learn.one_batch)
     watch.t0 = clock()
     tune()
     if s['device'] != 'cpu': torch.accelerator.synchronize()
