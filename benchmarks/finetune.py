@@ -24,6 +24,7 @@ ARMS = dict(
 SWITCHES = { # one lever off: the arm that it is compared with, and the arguments that differ
     'L0 precision=fp32': ('L0', dict(learner=dict(precision='fp32'))),
     'L0 decode_cache=0': ('L0', dict(dls=dict(decode_cache=0))),
+    'L0 num_workers=2': ('L0', dict(dls=dict(num_workers=2))),
     'L1 precision=fp32': ('L1', dict(learner=dict(precision='fp32'))),
     'L1 decode_cache=0': ('L1', dict(dls=dict(decode_cache=0))),
     'L1 cache=False': ('L1', dict(tune=dict(cache=False)))}

@@ -67,7 +67,7 @@ def _in_threads(f, items):
     if len(items) == 1: return [f(items[0])]
     with ThreadPoolExecutor(torch.get_num_threads(), 'learnkit-open') as ex: return [*ex.map(f, items)]
 
-# %% ../../nbs/36_train.predict.ipynb #723eabdc
+# %% ../../nbs/36_train.predict.ipynb #cafef1d1
 @patch
 def _inputs(self:TaskLearner, items):
     "`items` (whatever `open_image` takes) as a batch tensor (B, C, H, W) on the model's device, ready for the model."
@@ -75,18 +75,23 @@ def _inputs(self:TaskLearner, items):
     if (numbers := _plain(dl)) is not None:
         mode = kind._open_args.get('mode', 'RGB')
         x = torch.stack(_in_threads(lambda o: _pixels(o, mode, dl.fit, dl.after_item.fs[0]), items)).to(device)
-        mean,std = (o.to(device) for o in numbers)
-        return TensorImage(x.permute(0, 3, 1, 2).float().sub_(mean).div_(std))
+        mean,std = (o.to(device).expand(x.shape[3], 1, 1).flatten().repeat(x.shape[2]) for o in numbers)
+        return TensorImage(x.flatten(2).float().sub_(mean).div_(std).view(x.shape).permute(0, 3, 1, 2))
     dl.after_item.split_idx = dl.after_batch.split_idx = 1
     one = [dl.after_item((kind.create(o),))[0] for o in items]
     if len({o.shape for o in one}) > 1: raise DataError(
         'These pictures have different sizes after the item transforms, so they fit no batch. Predict them one by one, or add Resize.')
     return dl.after_batch((to_device(torch.stack(one), device),))[0]
 
-# %% ../../nbs/36_train.predict.ipynb #3e4f533e
+# %% ../../nbs/36_train.predict.ipynb #ff6344fa
 def _stamp(model):
     "What changes when a weight of `model` does."
-    return [(o.data_ptr(), o._version) for m in model.modules() for d in (m._parameters, m._buffers) for o in d.values() if o is not None]
+    todo,res = [model],[]
+    while todo:
+        m = todo.pop()
+        res += [(o.data_ptr(), o._version) for d in (m._parameters, m._buffers) for o in d.values() if o is not None]
+        todo += m._modules.values()
+    return res
 
 def _precisions(learn, device):
     "The names of the precisions that `learn` may answer in."
