@@ -9,7 +9,7 @@ from urllib.parse import unquote
 root = Path(__file__).resolve().parents[1]
 nbs,proc,docs = root/'nbs',root/'_proc',root/'_docs'
 pics = nbs/'images'
-floors = ['Ground', 'Data', 'Models', 'Training', 'Tasks', 'Use']
+floors = ['Ground', 'Sources', 'Pipeline', 'Models', 'Training', 'Tasks', 'Use']
 rooms = dict(course='Course', explain='Explanations', project='Project')
 hidden = re.compile(r'^#\|\s*(hide|export\w*|default_exp|include:\s*false)\b', re.M)
 link = re.compile(r'(\]\()([^)\s]+)((?: "[^"]*")?\))')
