@@ -8,7 +8,7 @@ __all__ = []
 # %% ../nbs/68_all.ipynb #a9fe7738
 from .lazy import HEAVY as _HEAVY, at_rest as _at_rest, deferred as _deferred
 
-# %% ../nbs/68_all.ipynb #44af6f1d
+# %% ../nbs/68_all.ipynb #84465be4
 with _at_rest(), _deferred(_HEAVY):
     from learnkit.settings import settings # chkstyle: ignore
     from fastai.vision.all import *
@@ -18,6 +18,8 @@ with _at_rest(), _deferred(_HEAVY):
     from learnkit.data.doodles import *
     from learnkit.data.sources import *
     from learnkit.data.records import *
+    from learnkit.data.objects import *
+    from learnkit.data.formats import *
     from learnkit.data.gather import *
     from learnkit.data.blocks import *
     from learnkit.data.augment import *

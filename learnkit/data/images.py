@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'EXTENSIONS', 'OTHER_EXTENSIONS', 'to_8bit', 'open_image', 'natural_key', 'need_folder', 'image_files',
-           'Problem', 'check_image', 'check_images', 'image_notes']
+           'Problem', 'check_image', 'check_images', 'image_size', 'image_notes']
 
 # %% ../../nbs/10_data.images.ipynb #9c72b806
 import importlib, io, os, re, stat, warnings
@@ -338,6 +338,14 @@ def _bar(it, n):
     "`it`, of `n` items, with a progress bar."
     from fastprogress import progress_bar
     return progress_bar(it, total=n, leave=False)
+
+# %% ../../nbs/10_data.images.ipynb #4532c458
+def image_size(
+    path # of a picture file
+    ) -> tuple: # (width, height) in pixels
+    "The size of the upright picture at `path`; raises as `open_image` does."
+    def size(im): return im.size[::-1] if (im.format != 'PNG' or 'exif' in im.info) and _orientation(im) in (5, 6, 7, 8) else im.size
+    with _open_file(path) as f: return _decode(f, path, size)
 
 # %% ../../nbs/10_data.images.ipynb #186b85d1
 def image_notes(

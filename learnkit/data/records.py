@@ -14,7 +14,7 @@ from fastcore.foundation import L
 from ..core import DataError, NotFound, checked, choose
 from .images import Problem, check_images, image_files, natural_key, need_folder
 
-# %% ../../nbs/15_data.records.ipynb #32aa618a
+# %% ../../nbs/15_data.records.ipynb #98283e68
 @dataclass(repr=False)
 class Record:
     "One picture and what is known about it."
@@ -23,8 +23,10 @@ class Record:
     labels: list = None   # its classes, where it may have several; with boxes, the class of each box
     value: float = None   # a number, or a list of numbers
     boxes: list = None    # of [x0, y0, x1, y1] in pixels
-    mask: Path = None     # file with a class, or an animal's number, for each pixel
-    points: list = None   # of (x, y) in pixels
+    mask: Path = None     # file with a class, or an object's number, for each pixel
+    masks: list = None    # with boxes, the shape of each: polygons, runs, or its number in the file `mask`
+    points: list = None   # of (x, y) in pixels; with boxes, for each a list of (x, y, v): v is 0 not there, 1 hidden, 2 seen
+    crowd: list = None    # with boxes, is it round a crowd that nobody has counted?
     captions: list = None # sentences
     split: str = None     # 'train', 'valid', or None where the data do not say
     file: Path = None     # the file or folder that the labels come from
@@ -33,18 +35,18 @@ class Record:
         known = [f'{o.name}={getattr(self, o.name)!r}' for o in fields(self)[1:-2] if getattr(self, o.name) is not None]
         return f"Record({', '.join([getattr(self.image, 'name', str(self.image)), *known])})"
 
-# %% ../../nbs/15_data.records.ipynb #c1cb508b
+# %% ../../nbs/15_data.records.ipynb #53d5c9c8
 class Records(L):
-    "A list of `Record` that also holds the `problems` met when it was read."
-    def __init__(self, items=None, problems=(), **kwargs):
+    "A list of `Record` that also holds the `problems` met when it was read, and what is known `about` all of them: classes, names of points."
+    def __init__(self, items=None, problems=(), about=None, **kwargs):
         super().__init__(items, **kwargs)
-        self.problems = list(problems)
+        self.problems,self.about = list(problems),dict(about or {})
 
     def _new(self, items, *args, **kwargs):
         res = L(items, *args, use_list=None, **kwargs)
-        return Records(res.items, self.problems) if all(isinstance(o, Record) for o in res) else res
+        return Records(res.items, self.problems, self.about) if all(isinstance(o, Record) for o in res) else res
 
-    def __add__(self, other): return Records([*self, *other], [*self.problems, *getattr(other, 'problems', ())])
+    def __add__(self, other): return Records([*self, *other], [*self.problems, *getattr(other, 'problems', ())], {**getattr(other, 'about', {}), **self.about})
 
     @property
     def counts(self):
