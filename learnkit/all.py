@@ -8,7 +8,7 @@ __all__ = []
 # %% ../nbs/68_all.ipynb #a9fe7738
 from .lazy import HEAVY as _HEAVY, at_rest as _at_rest, deferred as _deferred
 
-# %% ../nbs/68_all.ipynb #84465be4
+# %% ../nbs/68_all.ipynb #93ca3d84
 with _at_rest(), _deferred(_HEAVY):
     from learnkit.settings import settings # chkstyle: ignore
     from fastai.vision.all import *
@@ -20,6 +20,7 @@ with _at_rest(), _deferred(_HEAVY):
     from learnkit.data.records import *
     from learnkit.data.objects import *
     from learnkit.data.formats import *
+    from learnkit.data.points import *
     from learnkit.data.gather import *
     from learnkit.data.blocks import *
     from learnkit.data.augment import *
@@ -30,6 +31,7 @@ with _at_rest(), _deferred(_HEAVY):
     from learnkit.models.zoo import *
     from learnkit.models.classes import *
     from learnkit.models.maps import *
+    from learnkit.train.metrics import *
     from learnkit.train.speed import *
     from learnkit.train.fast import *
     from learnkit.train.learner import *
