@@ -164,11 +164,11 @@ def yolo(top, page='names: [cat, dog]\ntrain: images/train\nval: images/val\n'):
 
 def test_yolo(tmp_path):
     top = yolo(tmp_path)
-    (top/'labels'/'train'/'p0.txt').write_text('0 .5 .5 .2 .5\n1 .1 .1 .3 .1 .3 .4\n5 .5 .5 .2 .2\n0 .5 .5\n0 a b c d\n1 300 200 40 40\n\n')
+    (top/'labels'/'train'/'p0.txt').write_text('0 .5 .5 .2 .5\n1 .1 .1 .3 .1 .3 .4\n5 .5 .5 .2 .2\n0 .5 .5\n0 a b c d\n1 300 200 40 40\nnan .5 .5 .2 .2\n\n')
     rs = read_yolo(top)
     assert rs[0].labels == ['cat', 'dog'] and rs[0].boxes[0] == pytest.approx([40, 20, 60, 60]) and rs[0].boxes[1] == pytest.approx([10, 8, 30, 32])
     assert rs[0].masks[1] == [pytest.approx([10, 8, 30, 8, 30, 32])] and [r.split for r in rs] == ['train']*2+['valid']*2 and rs[1].boxes == []
-    for n,w in ((3, 'unknown class 5'), (4, 'has 3 numbers'), (5, 'has to hold numbers'), (6, '300 where a share')):
+    for n,w in ((3, 'unknown class 5'), (4, 'has 3 numbers'), (5, 'has to hold numbers'), (6, '300 where a share'), (7, 'unknown class nan')):
         assert any(w in o and f'row {n}' in o and 'p0.txt' in o for o in told(rs)), w
 
 def test_yolo_points(tmp_path):
@@ -185,7 +185,39 @@ def test_yaml_that_is_wrong(tmp_path, page, kind, words):
 def test_yaml_that_runs_nothing(tmp_path):
     with pytest.raises(DataError, match='not YAML'): read_yolo(yolo(tmp_path/'set', '!!python/object/apply:os.system ["touch x"]'))
 
+def test_yolo_list_of_pictures(tmp_path):
+    top = yolo(tmp_path, 'names: [cat]\ntrain: train.txt\n')
+    (top/'train.txt').write_text('images/train/p0.png\nimages/train/lost.png\n')
+    (top/'labels'/'train'/'p0.txt').write_text('0 .5 .5 .2 .5\n')
+    rs = read_yolo(top)
+    assert len(rs) == 1 and any('row 2' in o and 'lost.png, which does not exist' in o for o in told(rs))
+
+def test_coco_of_strange_types(tmp_path):
+    rs = read_coco(coco(tmp_path, [(['10', '10', '30', '20'], {}), (good, dict(image_id=[1])), (good, dict(category_id={})), (good, dict(id=[2]))]))
+    assert rs[0].boxes == [[10, 10, 40, 30]] and any('for image [1]' in o for o in told(rs)) and any('unknown category {}' in o for o in told(rs))
+
+def test_list_with_folders(tmp_path):
+    "Names with folders mean that folder's picture alone; a part that is asked for goes before what the files say."
+    for k in 'ab': pictures(tmp_path/'images'/k, 1)
+    (tmp_path/'v.txt').write_text('b/p0.png\n')
+    f = coco(tmp_path, [(good, {}), (good, dict(image_id=1))], images=[dict(id=i, file_name=f'{k}/p0.png') for i,k in enumerate('ab')])
+    assert [r.split for r in read_coco(f, valid='v.txt')] == ['train', 'valid']
+    with pytest.raises(NotFound, match='no list of validation'): read_coco(f, valid='w.txt')
+
 # Masks
+
+def test_masks_that_are_wrong(tmp_path):
+    pictures(tmp_path/'images', 4)
+    (tmp_path/'labels').mkdir()
+    for i in (0, 1): Image.fromarray(np.full((80, 100), i, np.uint8)).save(tmp_path/'labels'/f'p{i}.png')
+    Image.new('RGB', (100, 80)).save(tmp_path/'labels'/'p2.png')
+    (tmp_path/'labels'/'p3.png').write_bytes(b'words')
+    for kw in (dict(label='x'), dict(codes=['a', 'b'])):
+        rs = read_masks(tmp_path, **kw)
+        assert any('p3.png is text' in o for o in told(rs)), told(rs)
+    assert any('p2.png is a picture in colours' in o for o in told(read_masks(tmp_path, label='x')))
+    assert [r.split for r in read_masks(tmp_path, codes=['a'], valid=.34)].count('valid') == 1
+    with pytest.raises(NotFound, match='no list of validation'): read_masks(tmp_path, codes=['a'], valid='lost.txt')
 
 def test_masks(tmp_path):
     pictures(tmp_path/'images', 4)

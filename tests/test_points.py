@@ -15,12 +15,12 @@ def table(tmp_path):
     return _f
 
 def test_rows(table):
-    rs = read_points(table(['0.png,1,2,3.5,4,0', '1.png,5,6,,,', '2.png,39,31,7,8,True', '9.png,1,2,3,4,1', '0.png,a,2,3,4,1', '1.png,,,,,', ',1,2,3,4,1', '']))
+    rs = read_points(table(['0.png,1,2,3.5,4,0', '1.png,5,6,,,', '2.png,39,31,7,8,True', '9.png,1,2,3,4,1', '0.png,a,2,3,4,1', '1.png,,,,,', ',1,2,3,4,1', '2.png,true,2,3,4,1', '']))
     assert [r.points for r in rs] == [[(1, 2, 2), (3.5, 4, 0)], [(5, 6, 2), (0, 0, 0)], [(39, 31, 2), (7, 8, 2)]]
     assert rs.about['points'] == ['nose', 'ear'] and [r.row for r in rs] == [2, 3, 4]
     for n,w in ((4, 'has 1 of 2 points outside 2.png (40 by 30 pixels)'), (5, 'names 9.png, which does not exist'), (6, "has no number, but 'a'"),
-        (7, 'has no point'), (8, 'names no picture')): assert any(w in str(o) and f'row {n}' in str(o) for o in rs.problems), w
-    assert len(rs.problems) == 5
+        (7, 'has no point'), (8, 'names no picture'), (9, "has no number, but 'true'")): assert any(w in str(o) and f'row {n}' in str(o) for o in rs.problems), w
+    assert len(rs.problems) == 6
 
 def test_parts(table, tmp_path):
     f = table(['0.png,1,2,3,4,1', '1.png,1,2,3,4,1'])

@@ -32,19 +32,23 @@ def _read_json(path):
     if lost: raise DataError(f'{path} is not a COCO file: it has no list {lost[0]!r}, only {", ".join(map(repr, keys[:6])) or f"a {type(d).__name__}"}.')
     return d
 
-# %% ../../nbs/17_data.formats.ipynb #deb01ea9
+# %% ../../nbs/17_data.formats.ipynb #f7dc2957
+def _id(o, k='id'):
+    "The id `k` of the dict `o`: a number or a text; `None` for anything else."
+    return o[k] if isinstance(o.get(k), (int, str)) else None
+
 def _coco_images(path, d, places, problems):
     "The pictures of the COCO dict `d` as {id: (file, (width, height) or `None`)}."
     res = {}
     for n,o in enumerate(d['images'], 1):
-        name,i = (o.get('file_name'), o.get('id')) if isinstance(o, dict) else (None, None)
+        name,i = (o.get('file_name'), _id(o)) if isinstance(o, dict) else (None, None)
         if not isinstance(name, str) or i is None: problems.append(Problem(path, f'image {n} of the list has no id or no file_name'))
         elif i in res: problems.append(Problem(path, f'has two images with id {i}; {name} is left out'))
         elif not (f := _at(places, name)): problems.append(Problem(path, f'names {name}, which does not exist'))
         else: res[i] = f,((o['width'], o['height']) if o.get('width') and o.get('height') else None)
     return res
 
-# %% ../../nbs/17_data.formats.ipynb #357562ec
+# %% ../../nbs/17_data.formats.ipynb #bc98d2a4
 def _shape(s):
     "The COCO segmentation `s` if it is one, else `None`."
     if isinstance(s, dict): return s if isinstance(s.get('size'), list) and isinstance(s.get('counts'), (list, str)) else None
@@ -59,27 +63,30 @@ def _joints(k):
 
 def _coco_claims(path, d, known, problems):
     "What the COCO dict `d` says about the objects of the images `known`, as {image id: claims}."
-    names,res,ids = {o.get('id'):o.get('name') for o in d['categories'] if isinstance(o, dict)},{i:[] for i in known},Counter()
-    listed = {o.get('id') for o in d['images'] if isinstance(o, dict)}
+    names,res,ids = {_id(o):o.get('name') for o in d['categories'] if isinstance(o, dict)},{i:[] for i in known},Counter()
+    listed = {_id(o) for o in d['images'] if isinstance(o, dict)}
     for n,o in enumerate(d['annotations'], 1):
         if not isinstance(o, dict): problems.append(Problem(path, f'annotation {n} of the list is a {type(o).__name__}'))
-        elif (i := o.get('image_id')) not in listed: problems.append(Problem(path, f'annotation {o.get("id")} is for image {i}, which is not in the file'))
-        elif (claims := res.get(o['image_id'])) is not None: claims.append(_coco_claim(path, o, names, known[o['image_id']][0], problems))
-        ids[o.get('id') if isinstance(o, dict) else None] += 1
+        elif (i := _id(o, 'image_id')) is None or i not in listed: problems.append(
+            Problem(path, f'annotation {o.get("id")} is for image {o.get("image_id")}, which is not in the file'))
+        elif (claims := res.get(i)) is not None: claims.append(_coco_claim(path, o, names, known[i][0], problems))
+        ids[_id(o) if isinstance(o, dict) else None] += 1
     twice = [k for k,v in ids.items() if v > 1 and k is not None]
     if twice: problems.append(Problem(path, f'has {_n(twice, "annotation id")} that occurs more than once, such as {twice[0]}; all are used'))
     return res
 
-# %% ../../nbs/17_data.formats.ipynb #f46f64b8
+# %% ../../nbs/17_data.formats.ipynb #371a5492
 def _coco_claim(path, o, names, image, problems):
     "The annotation `o` as a claim."
     what,b = f'annotation {o.get("id")} ({image.name})',o.get('bbox')
     mask,points = (f(o[k]) if o.get(k) else None for k,f in (('segmentation', _shape), ('keypoints', _joints)))
     if o.get('segmentation') and mask is None: problems.append(Problem(path, f'{what} has a segmentation that is neither polygons nor runs; its box is used'))
     if o.get('keypoints') and points is None: problems.append(Problem(path, f'{what} has keypoints that are not triples of numbers; its box is used'))
-    try: box = [b[0], b[1], b[0]+b[2], b[1]+b[3]]
-    except (TypeError, IndexError, KeyError): box = _around(mask) if isinstance(mask, list) else f'has {b!r} in place of a box'
-    label = names.get(o.get('category_id'))
+    try:
+        x,y,w,h = map(float, b)
+        box = [x, y, x+w, y+h]
+    except (TypeError, ValueError): box = _around(mask) if isinstance(mask, list) else f'has {b!r} in place of a box'
+    label = names.get(_id(o, 'category_id'))
     if label is None: box = f'has the unknown category {o.get("category_id")!r}'
     return dict(box=box, label=label, masks=mask, points=points or None, crowd=bool(o.get('iscrowd')), file=path, what=what)
 
@@ -88,10 +95,10 @@ def _around(polygons):
     xs,ys = ([v for p in polygons for v in p[k::2]] for k in (0, 1))
     return [min(xs), min(ys), max(xs), max(ys)]
 
-# %% ../../nbs/17_data.formats.ipynb #7add0e3a
+# %% ../../nbs/17_data.formats.ipynb #952d74d6
 def _coco_files(path, valid):
     "The COCO files meant by `path` and `valid`: [(file, split or `None`)], and the list of validation pictures, if that divides."
-    path,lists = Path(path).expanduser(),None
+    path = Path(path).expanduser()
     if str(valid).endswith('.json'):
         other = path.parent/valid if (path.parent/valid).is_file() else Path(valid).expanduser()
         return [(path, 'train'), (other, 'valid')],None
@@ -102,10 +109,10 @@ def _coco_files(path, valid):
     by = {w:[o for o in files if re.search(w, o.stem)] for w in ('train', 'val')}
     lists = next((str(path/o) for o in ('valid.txt', 'val.txt') if (path/o).is_file()), None) if valid is None else valid
     if len(files) == 1: return [(files[0], None)],lists
-    if all(len(v) == 1 for v in by.values()): return [(by['train'][0], 'train'), (by['val'][0], 'valid')],None
+    if all(len(v) == 1 for v in by.values()): return [(by['train'][0], 'train'), (by['val'][0], 'valid')],valid
     raise DataError(f'{path} has several JSON files: {", ".join(o.name for o in files)}. Give the path of the one to read.')
 
-# %% ../../nbs/17_data.formats.ipynb #574bf8b9
+# %% ../../nbs/17_data.formats.ipynb #323104f5
 @checked
 def read_coco(
     path, # of the JSON file, or of a folder with it, or with one for training and one for validation
@@ -121,7 +128,7 @@ def read_coco(
         places,held = _places(*([need_folder(images)] if images else _near(top, f))),_held(lists, top)
         known = _coco_images(f, d, places, problems)
         claims = _coco_claims(f, d, known, problems)
-        found += [(Record(p, split=split or held(p), file=f), size, claims[i]) for i,(p,size) in known.items()]
+        found += [(Record(p, split=held(p) or split, file=f), size, claims[i]) for i,(p,size) in known.items()]
         _learn_about(about, d)
     return _made(found, problems, check, about, f)
 
@@ -236,16 +243,24 @@ def _inside(page, base, name):
     if not p.resolve().is_relative_to(top): raise DataError(f'{page} points to {p.resolve()}, outside its own folder. Move one to the other.')
     return p
 
-# %% ../../nbs/17_data.formats.ipynb #f14275a0
-def _yolo_pictures(page, d):
-    "[(picture, split)] of the YOLO data set `d`."
+# %% ../../nbs/17_data.formats.ipynb #07250c47
+def _yolo_pictures(page, d, problems):
+    "[(picture, split)] of the YOLO data set `d`; pictures of a list that are not there go to `problems`."
     base,res = page.parent/str(d.get('path') or ''),[]
     for k,split in (('train', 'train'), ('val', 'valid')):
         for name in listify(d.get(k)):
             p = _inside(page, base, str(name))
-            files = image_files(p) if p.is_dir() else [_inside(page, base, o.strip()) for o in p.read_text(encoding='utf8').splitlines() if o.strip()]
-            res += [(o, split if d.get('val') else None) for o in files]
+            res += [(o, split if d.get('val') else None) for o in (image_files(p) if p.is_dir() else _listed(page, base, p, problems))]
     return res
+
+def _listed(page, base, path, problems):
+    "The pictures that the text file at `path` lists."
+    try: lines = path.read_text(encoding='utf8').splitlines()
+    except UnicodeDecodeError: raise DataError(f'{page} names {path}, which is neither a folder nor a list of pictures.') from None
+    for n,o in enumerate(lines, 1):
+        try:
+            if o.strip(): yield _inside(page, base, o.strip())
+        except NotFound: problems.append(Problem(path, f'names {o.strip()}, which does not exist', n))
 
 def _yolo_text(f):
     "The text file for picture `f`: in the folder labels beside images, or beside the picture."
@@ -253,13 +268,13 @@ def _yolo_text(f):
     p = Path(*f.parts[:at[-1]], 'labels', *f.parts[at[-1]+1:]) if at else f
     return next((o for o in (p.with_suffix('.txt'), f.with_suffix('.txt')) if o.is_file()), None)
 
-# %% ../../nbs/17_data.formats.ipynb #d5dfc155
+# %% ../../nbs/17_data.formats.ipynb #1108fd4b
 def _yolo_claim(path, n, line, names, size, shape):
     "Line `n` of the text file at `path` as a claim; `shape`: (points, numbers for each), or `None`."
     w,h = size
     try: k,*v = [float(o) for o in line.split()]
     except ValueError: return dict(box=f'reads {line[:40]!r}, and has to hold numbers', label='', file=path, row=n, what='')
-    label,res = names.get(int(k)),dict(file=path, row=n, what='')
+    label,res = names.get(k),dict(file=path, row=n, what='')
     pts = v[4:] if shape and len(v) == 4+shape[0]*shape[1] else []
     if len(v) == 4 or pts: box = [(v[0]-v[2]/2)*w, (v[1]-v[3]/2)*h, (v[0]+v[2]/2)*w, (v[1]+v[3]/2)*h]
     elif len(v) >= 6 and len(v)%2 == 0: res['masks'] = [[o*(h if i%2 else w) for i,o in enumerate(v)]]
@@ -270,7 +285,7 @@ def _yolo_claim(path, n, line, names, size, shape):
     elif not isinstance(box, str) and len(v) == 4 and max(v) > 2: box = f'has {max(v):g} where a share from 0 to 1 is meant'
     return dict(res, box=box, label=str(label))
 
-# %% ../../nbs/17_data.formats.ipynb #437f2819
+# %% ../../nbs/17_data.formats.ipynb #d460f9bf
 @checked
 def read_yolo(
     path, # of the YAML file, or of the folder that holds it
@@ -284,7 +299,7 @@ def read_yolo(
         page = pages[0]
     d,found,problems,shape = _read_yaml(page),[],[],None
     if isinstance(d.get('kpt_shape'), list) and len(d['kpt_shape']) == 2: shape = d['kpt_shape']
-    for f,split in _yolo_pictures(page, d):
+    for f,split in _yolo_pictures(page, d, problems):
         text = _yolo_text(f)
         try: lines,size = (text.read_text(encoding='utf8').splitlines() if text else []),image_size(f)
         except (DataError, UnicodeDecodeError) as e:

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['fit_box', 'encode_runs', 'decode_runs', 'shape_mask', 'read_masks', 'mask_numbers']
 
-# %% ../../nbs/16_data.objects.ipynb #6fdb677b
-import math, re, numpy as np
+# %% ../../nbs/16_data.objects.ipynb #b871fb1d
+import math, random, re, numpy as np
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from PIL import Image, ImageDraw
@@ -50,7 +50,7 @@ def _objects(r, size, claims, problems):
     r.masks,r.points,r.crowd = ([o.get(k) for o in good] for k in ('masks', 'points', 'crowd'))
     return r
 
-# %% ../../nbs/16_data.objects.ipynb #1a484ccb
+# %% ../../nbs/16_data.objects.ipynb #480f53da
 def _unfit(r, size, claimed):
     "Why the boxes of record `r`, made for a picture of the size `claimed`, don't fit the picture of `size`; `None` if they do."
     if claimed is None or tuple(claimed) == size: return None
@@ -71,18 +71,21 @@ def _made(found, problems, check, about, where):
     if not any(r.boxes for r in good): raise DataError(
         f'{where} has {_n(good, "picture")} and no object that can be used' + (f': {problems[-1]}, for instance.' if problems else '.'))
     for k in ('masks', 'points', 'crowd'):
-        if not any(any(getattr(r, k)) for r in good): [setattr(r, k, None) for r in good]
+        if any(any(getattr(r, k)) for r in good): continue
+        for r in good: setattr(r, k, None)
     return Records(good, problems, about)
 
-# %% ../../nbs/16_data.objects.ipynb #ffccffa0
+# %% ../../nbs/16_data.objects.ipynb #f80d1036
 def _held(valid, base):
     "A function (path of a picture -> 'train', 'valid' or `None`) for `valid`: a text file of names below `base`, a function, or `None`."
     if valid is None: return lambda f: None
     if callable(valid): return lambda f: 'valid' if valid(f) else 'train'
     p = next((o for o in (base/Path(valid).expanduser(), Path(valid).expanduser()) if o.is_file()), None)
     if p is None: raise NotFound(f'There is no list of validation pictures {valid}, neither in {base} nor here.')
-    names = {Path(o.strip()).stem for o in p.read_text(encoding='utf8').splitlines() if o.strip()}
-    return lambda f: 'valid' if f.stem in names else 'train'
+    lines = [Path(o.strip()) for o in p.read_text(encoding='utf8').splitlines() if o.strip()]
+    names,depths = {k for o in lines for k in (o.as_posix(), o.with_suffix('').as_posix())},{len(o.parts) for o in lines}
+    def find(f): return any(Path(*f.with_suffix('').parts[-n:]).as_posix() in names for n in depths)
+    return lambda f: 'valid' if find(f) else 'train'
 
 # %% ../../nbs/16_data.objects.ipynb #cbef1eb5
 def encode_runs(
@@ -147,7 +150,7 @@ def _boxes_of(ids):
         ys,xs = np.nonzero(ids == i)
         yield int(i), [int(xs.min()), int(ys.min()), int(xs.max())+1, int(ys.max())+1]
 
-# %% ../../nbs/16_data.objects.ipynb #3560155d
+# %% ../../nbs/16_data.objects.ipynb #736fc22e
 @checked
 def read_masks(
     path, # folder of the data set
@@ -155,25 +158,35 @@ def read_masks(
     masks:str='labels', # folder of the masks
     label:str=None, # class of all objects of instance masks; None: semantic masks
     codes='codes.txt', # of semantic masks: file with a class on each line, or a list
-    valid='valid.txt', # file with the names of validation pictures (it may be missing), or a function (path -> bool)
+    valid='valid.txt', # file with the names of validation pictures (this one may be missing), a share, or a function (path -> bool)
     check=True # True: look at each file's header; 'full': decode each picture; False: trust them
     ) -> Records: # with `mask`; of instance masks also `boxes`, `labels` and `masks`
     "Read pictures and their masks; raises `NotFound` or `DataError` where nothing could be learned from them."
     path = need_folder(path)
     pics,found,problems = image_files(need_folder(path/images)),[],[]
-    held = _held(valid if callable(valid) or (path/valid).is_file() else None, path)
+    if valid == 'valid.txt' and not (path/valid).is_file(): valid = None
+    if isinstance(valid, float): valid = {*random.Random(42).sample(pics, round(len(pics)*valid))}.__contains__
+    held = _held(valid, path)
     for f,m in _mask_of(pics, image_files(need_folder(path/masks))):
         if m is None: problems.append(Problem(f, f'has no mask of its name in {masks}'))
         else: found.append(Record(f, mask=m, split=held(f), file=m))
     if not found: raise DataError(f'No picture in {path/images} has a mask of its name in {path/masks}.')
     if label is None: return _semantic(path, found, problems, codes, check)
-    found = [(r, *_instances(r.mask, label)) for r in found]
-    return _made(found, problems, check, dict(classes=[label]), path/masks)
+    return _made(list(_with_objects(found, label, problems)), problems, check, dict(classes=[label]), path/masks)
 
-# %% ../../nbs/16_data.objects.ipynb #7f3fcd53
+# %% ../../nbs/16_data.objects.ipynb #d64b6d4a
 def mask_numbers(path) -> np.ndarray: # (H, W)
     "The numbers in the mask at `path`: a grey picture, or one with a palette."
-    with Image.open(path) as im: return np.asarray(im)
+    image_size(path) # refuses what is no picture
+    try:
+        with Image.open(path) as im: return np.asarray(im)
+    except OSError as e: raise DataError(f'{path} is damaged ({e}).') from None
+
+def _with_objects(rs, label, problems):
+    "Yield each of `rs` with its size and the objects of its mask; masks that can't be used go to `problems`."
+    for r in rs:
+        try: yield r, *_instances(r.mask, label)
+        except DataError as e: problems.append(Problem(r.mask, getattr(e, 'reason', str(e).removeprefix(f'{r.mask} ')), None))
 
 def _instances(mask, label):
     "The size of the instance mask in file `mask`, and its objects as claims."
@@ -181,7 +194,7 @@ def _instances(mask, label):
     if ids.ndim != 2: raise DataError(f'{mask} is a picture in colours, and an instance mask has one number for each pixel.')
     return ids.shape[::-1], [dict(box=b, label=label, masks=i, file=mask, what=f'object {i}') for i,b in _boxes_of(ids)]
 
-# %% ../../nbs/16_data.objects.ipynb #3c79e3e1
+# %% ../../nbs/16_data.objects.ipynb #9acd82bb
 def _semantic(path, found, problems, codes, check):
     "`Records` of the semantic masks `found`."
     if isinstance(codes, str):
@@ -192,5 +205,6 @@ def _semantic(path, found, problems, codes, check):
     return Records([r for r in rs if r.image not in bad], [*rs.problems, *bad.values()], dict(classes=list(codes)))
 
 def _unfit_mask(r):
-    (w,h),(a,b) = image_size(r.image),image_size(r.mask)
+    try: (w,h),(a,b) = image_size(r.image),image_size(r.mask)
+    except DataError as e: return Problem(r.mask, getattr(e, 'reason', str(e)), None)
     if (w,h) != (a,b): return Problem(r.mask, f'is {a} by {b} pixels, and its picture {w} by {h}; both are left out', None)

@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['read_points', 'mirror_pairs']
 
-# %% ../../nbs/18_data.points.ipynb #5a4aa95e
+# %% ../../nbs/18_data.points.ipynb #e6740f7f
 import re
 from pathlib import Path
 from ..core import DataError, NotFound, checked, choose
 from .images import Problem, image_size, natural_key
+from .formats import _at, _places
 from .objects import _held
-from .records import SPLITS, Record, Records, _base, _finder, _number, _part, _read_table, _sift
+from .records import SPLITS, Record, Records, _base, _number, _part, _read_table, _sift
 
-# %% ../../nbs/18_data.points.ipynb #3bd36970
+# %% ../../nbs/18_data.points.ipynb #7c799661
 def _point_columns(path, head):
     "The columns of each point in the table at `path`: {name: {'x': number of the column, 'y': …}}."
     found = {}
@@ -27,7 +28,8 @@ def _point(row, at):
     "The point (x, y, v) with columns `at` in `row`; v is 0 where a cell is empty; raises `DataError` with the end of a sentence."
     cells = {k:row[i].strip() if i < len(row) else '' for k,i in at.items()}
     if not cells['x'] or not cells['y']: return 0., 0., 0
-    if bad := [v for v in cells.values() if v and _number(v) is None and v.lower() not in ('true', 'false')]: raise DataError(f'has no number, but {bad[0]!r}')
+    bad = [v for k,v in cells.items() if v and _number(v) is None and not (k == 'v' and v.lower() in ('true', 'false'))]
+    if bad: raise DataError(f'has no number, but {bad[0]!r}')
     seen = cells.get('v', '2').lower()
     return _number(cells['x']), _number(cells['y']), dict(true=2, false=1).get(seen, 2) if _number(seen) is None else int(_number(seen))
 
@@ -43,7 +45,7 @@ def _tables(path):
     if len(files) != 1: raise NotFound(f'{path} holds {len(files) or "no"} tables of points (.csv); give the path of the one to read.')
     return [(files[0], None, [path])]
 
-# %% ../../nbs/18_data.points.ipynb #7f185985
+# %% ../../nbs/18_data.points.ipynb #b48a0c64
 @checked
 def read_points(
     path, # of the table, or of the folder that holds it, or one for training and one for validation
@@ -58,7 +60,7 @@ def read_points(
         head,rows = _read_table(table)
         cols,at = _point_columns(table, head),head.index(choose(image, head, 'column')) if image else 0
         if about.setdefault('points', list(cols)) != list(cols): raise DataError(f'{table} has other points than the table before it.')
-        find = [_finder(o) for o in ([_base(table, images)] if images else folders)]
+        find = _places(*([_base(table, images)] if images else folders))
         held = _held(valid, table.parent)
         for n,r in enumerate(rows, 2):
             if not any(o.strip() for o in r): continue
@@ -69,16 +71,15 @@ def read_points(
     if check: res.problems += [p for r in res if (p := _far(r))]
     return Records(res, res.problems, about)
 
-# %% ../../nbs/18_data.points.ipynb #64abde5c
+# %% ../../nbs/18_data.points.ipynb #d0413518
 def _row_record(table, n, row, at, cols, find, split, held, head):
     "The record of `row`, number `n` of `table`; raises `DataError` with the end of a sentence."
     name = row[at].strip()
-    f = next((p for o in find if (p := o(name))), None)
-    if f is None: raise DataError(f'names {name or "no picture"}' + (', which does not exist' if name else ''))
+    if not name or not (f := _at(find, name)): raise DataError(f'names {name or "no picture"}' + (', which does not exist' if name else ''))
     points = [_point(row, o) for o in cols.values()]
     if not any(o[2] for o in points): raise DataError('has no point')
     if not split and 'is_valid' in head: split = _part(row[head.index('is_valid')].strip(), set())
-    return Record(f, points=points, split=split or held(f) or SPLITS.get(name.split('/')[0].lower() if '/' in name else ''), file=table, row=n)
+    return Record(f, points=points, split=held(f) or split or SPLITS.get(name.split('/')[0].lower() if '/' in name else ''), file=table, row=n)
 
 def _far(r):
     "A problem where points of record `r` lie outside its picture; they are used all the same."
