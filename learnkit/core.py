@@ -88,7 +88,7 @@ def _flush(path):
     "Ask the system to put the file at `path` on the disk now."
     with open(path, 'rb+') as f: os.fsync(f.fileno())
 
-# %% ../nbs/01_core.ipynb #fa1cda4e
+# %% ../nbs/01_core.ipynb #cc12ddf8
 @dataclass(frozen=True)
 class Task:
     "All that depends on the kind of target."
@@ -98,7 +98,7 @@ class Task:
     loss: Callable     # (dls) -> loss object that owns `activation` and `decodes`
     metrics: tuple     # metrics shown while training
     show: Callable     # (x, y, ctx, pred) -> draws one decoded sample
-    decode: Callable   # (preds, dls) -> list of dicts of plain Python
+    decode: Callable   # (preds, dls, sizes) -> list of dicts of plain Python; sizes: (width, height) of each picture
     splitter: Callable # (model) -> parameter groups, body first, head last
     cbs: tuple = ()    # callbacks, for what the ordinary loop lacks
 

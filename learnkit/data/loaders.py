@@ -324,7 +324,7 @@ class TaskLoaders(DataLoaders):
         else: b = dl.after_batch(to_device(dl.create_batch([dl.after_item(dl.dataset[0]) for _ in range(max_n)]), self.device))
         return show_grid([(o[0], detuplify(o[1:])) for o in dl.decode_batch(b, max_n=max_n)], self.task.show, **kwargs)
 
-# %% ../../nbs/23_data.loaders.ipynb #87d24a0f
+# %% ../../nbs/23_data.loaders.ipynb #562a2a42
 def record_block(
     task, # a `Task`, for its blocks
     vocab=None, # names of classes, where the task has any; None: the task finds them
@@ -336,7 +336,7 @@ def record_block(
     item_tfms=None): # item transforms in place of `fit_size(size, method)`
     "A fastai `DataBlock` for records of `task`."
     batch_tfms = augment_tfms(augment) if isinstance(augment, (int, float)) else augment
-    return DataBlock(blocks=task.blocks(vocab=vocab), splitter=partial(split_records, valid=valid, seed=seed),
+    return DataBlock(blocks=task.blocks(vocab=vocab), n_inp=1, splitter=partial(split_records, valid=valid, seed=seed),
         item_tfms=item_tfms or fit_size(size, method), batch_tfms=batch_tfms)
 
 # %% ../../nbs/23_data.loaders.ipynb #bee8e537

@@ -29,7 +29,7 @@ def fit_box(
     if x0 >= w or y0 >= h or x1 <= 0 or y1 <= 0: raise DataError(f'has a box outside the picture of {w} by {h} pixels ({said})')
     return [max(x0, 0.), max(y0, 0.), min(x1, float(w)), min(y1, float(h))]
 
-# %% ../../nbs/16_data.objects.ipynb #1c7cf7d3
+# %% ../../nbs/16_data.objects.ipynb #193175bd
 def _clipped(box, new): return max(abs(a-b) for a,b in zip(box, new)) > 1
 
 def _objects(r, size, claims, problems):
@@ -46,7 +46,7 @@ def _objects(r, size, claims, problems):
             seen.add(key)
             good.append(dict(o, box=new))
         except DataError as e: problems.append(Problem(o['file'], f'{o["what"]} {e}', o.get('row')))
-    r.boxes,r.labels = [o['box'] for o in good],[o['label'] for o in good]
+    r.size,r.boxes,r.labels = size,[o['box'] for o in good],[o['label'] for o in good]
     r.masks,r.points,r.crowd = ([o.get(k) for o in good] for k in ('masks', 'points', 'crowd'))
     return r
 

@@ -14,7 +14,7 @@ from fastcore.foundation import L
 from ..core import DataError, NotFound, checked, choose
 from .images import Problem, check_images, image_files, natural_key, need_folder
 
-# %% ../../nbs/15_data.records.ipynb #98283e68
+# %% ../../nbs/15_data.records.ipynb #699160f3
 @dataclass(repr=False)
 class Record:
     "One picture and what is known about it."
@@ -28,11 +28,12 @@ class Record:
     points: list = None   # of (x, y) in pixels; with boxes, for each a list of (x, y, v): v is 0 not there, 1 hidden, 2 seen
     crowd: list = None    # with boxes, is it round a crowd that nobody has counted?
     captions: list = None # sentences
+    size: tuple = None    # (width, height) in pixels of the upright picture, where the reader has looked
     split: str = None     # 'train', 'valid', or None where the data do not say
     file: Path = None     # the file or folder that the labels come from
     row: int = None       # and its row there; the header is row 1
     def __repr__(self):
-        known = [f'{o.name}={getattr(self, o.name)!r}' for o in fields(self)[1:-2] if getattr(self, o.name) is not None]
+        known = [f'{o.name}={getattr(self, o.name)!r}' for o in fields(self)[1:-2] if o.name != 'size' and getattr(self, o.name) is not None]
         return f"Record({', '.join([getattr(self.image, 'name', str(self.image)), *known])})"
 
 # %% ../../nbs/15_data.records.ipynb #53d5c9c8

@@ -5,22 +5,23 @@
 # %% auto #0
 __all__ = ['REPORTS', 'TaskInterpretation', 'report_for', 'class_report', 'label_report', 'value_report', 'show_heat']
 
-# %% ../../nbs/60_use.interpret.ipynb #ca0dc17e
+# %% ../../nbs/60_use.interpret.ipynb #f7a27c9c
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from fastcore.all import *
 import torch.nn.functional as F
 from ..core import DataError
 from ..data.show import grid_axes, show_grid, show_picture, to_array
 from ..train.learner import TaskLearner, body_of
+from ..train.predict import size_of_item
 
-# %% ../../nbs/60_use.interpret.ipynb #9d388331
+# %% ../../nbs/60_use.interpret.ipynb #6b9b9769
 class TaskInterpretation:
     "Targets, predictions and losses of `learn` on the pictures of `dl` (default: the validation pictures)."
     def __init__(self, learn, dl=None):
         self.learn,self.dl = learn,(dl or learn.dls.valid).new(shuffle=False, drop_last=False)
         preds,targs,decoded,losses = learn.get_preds(dl=self.dl, with_decoded=True, with_loss=True, reorder=False)
         self.preds,self.targs,self.decoded,self.losses = preds,targs,decoded,losses.reshape(len(targs), -1).mean(1)
-        self.facts = L(learn.task.decode(preds, learn.dls))
+        self.facts = L(learn.task.decode(preds, learn.dls, (size_of_item(getattr(o, 'image', o)) for o in self.dl.dataset.items)))
         words = self.dl.dataset.tls[1].decode
         self.truth,self.guess = L(words(o) for o in targs),L(words(o) for o in decoded)
 
