@@ -8,7 +8,7 @@ __all__ = []
 # %% ../nbs/68_all.ipynb #a9fe7738
 from .lazy import HEAVY as _HEAVY, at_rest as _at_rest, deferred as _deferred
 
-# %% ../nbs/68_all.ipynb #93ca3d84
+# %% ../nbs/68_all.ipynb #457a6a68
 with _at_rest(), _deferred(_HEAVY):
     from learnkit.settings import settings # chkstyle: ignore
     from fastai.vision.all import *
@@ -31,13 +31,17 @@ with _at_rest(), _deferred(_HEAVY):
     from learnkit.models.zoo import *
     from learnkit.models.classes import *
     from learnkit.models.maps import *
+    from learnkit.models.detect import *
+    from learnkit.models.yolo import *
     from learnkit.train.metrics import *
     from learnkit.train.speed import *
     from learnkit.train.fast import *
     from learnkit.train.learner import *
     from learnkit.train.predict import *
     from learnkit.train.distributed import *
+    from learnkit.train.objects import *
     from learnkit.task.classification import *
+    from learnkit.task.detection import *
     from learnkit.use.interpret import *
     from learnkit.use.bundle import *
     from learnkit.use.pretrained import *

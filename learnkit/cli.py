@@ -6,17 +6,18 @@
 __all__ = ['TARGETS', 'BUNDLE', 'run', 'demo', 'do_demo', 'do_train', 'do_predict', 'do_data', 'do_tasks', 'do_models',
            'do_describe', 'parser', 'main']
 
-# %% ../nbs/69_cli.ipynb #299c2a11
-import argparse, json, os, re, sys, tempfile, time
+# %% ../nbs/69_cli.ipynb #d7c820d8
+import argparse, importlib, json, os, re, sys, tempfile, time
 from contextlib import ExitStack, nullcontext, redirect_stdout
 from pathlib import Path
 from . import __version__
 from .core import DataError, LearnkitError, NotFound, choose, nearest
 from .settings import settings
 
-# %% ../nbs/69_cli.ipynb #9d9ec445
-def _source(data, columns):
-    "The records in `data`: a csv file with `columns`, the name of a data set, or a folder."
+# %% ../nbs/69_cli.ipynb #552dc4ad
+def _source(data, columns, task=None):
+    "The records in `data`: a csv file with `columns`, the name of a data set, or a folder; just the folder where `task` reads it by itself."
+    if task not in (None, *TARGETS.values()): return data if Path(data).exists() else importlib.import_module('learnkit.data.sources').get_data(data)
     from learnkit.data.records import read_csv, read_folder
     from learnkit.data.sources import datasets, get_data
     path = Path(data)
@@ -85,14 +86,14 @@ def _rank():
     "The number of this process where several were started together, else 0."
     return int(os.environ.get('RANK', 0)) if _processes() > 1 else 0
 
-# %% ../nbs/69_cli.ipynb #1b8483d8
+# %% ../nbs/69_cli.ipynb #39d6b30d
 def run(
     data, # name of a data set, folder of class folders, or csv file
     task=None, # name of a task; None: the one that fits the targets
     arch=None, # architecture; None: the built-in body
     epochs=None, # passes over the training pictures, after a first one; None: 3, or 7 without pretrained weights
     size=None, # pixels; None: as the pictures are, 112 at most
-    bs=32, # pictures a batch
+    bs=None, # pictures a batch; None: 32, or what the task suits
     lr=None, # learning rate; None: that of `fine_tune`
     valid=0.2, # share set aside, where the data has no split of its own
     seed=42, # for split, weights and order
@@ -104,34 +105,32 @@ def run(
     from learnkit.train.distributed import main_first
     start,out = time.time(),Path(out)
     if task: choose(task, lk.tasks(), 'task')
-    lk.facts(arch)
+    if arch not in lk.DETECTORS: lk.facts(arch)
     _writable(out)
-    with main_first(): records = _source(data, columns or {})
-    task = _task_for(records, task, data)
-    _say_problems(records, data)
+    with main_first(): source = _source(data, columns or {}, task)
+    if not isinstance(source, (str, Path)): task,size,bs = _task_for(source, task, data),size or _size(source),bs or 32
     lk.set_seed(seed)
-    size = size or _size(records)
-    dls = getattr(lk, f'{task}_dls')(records, size=size, bs=bs, valid=valid, seed=seed)
+    dls = getattr(lk, f'{task}_dls')(source, valid=valid, seed=seed, **{k:v for k,v in dict(size=size, bs=bs).items() if v})
+    _say_problems(dls.problems, data)
     with main_first(): learn = getattr(lk, f'{task}_learner')(dls, arch, pretrained=pretrained)
-    print(f'Learning {task} from {len(records)} pictures of {data}; what comes of it will be in {out}/.')
+    print(f'Learning {task} from {len(dls.train_ds)+len(dls.valid_ds)} pictures of {data}; what comes of it will be in {out}/.')
     if not _rank(): _batch_picture(dls, out)
     with learn.distributed() if _processes() > 1 else nullcontext(): learn.fine_tune((3 if learn.pretrained else 7) if epochs is None else epochs, lr)
     if not _rank(): _written(learn, out)
-    return _figures(learn, records, data, start) | dict(bundle=str(out/BUNDLE))
+    return _figures(learn, data, start) | dict(bundle=str(out/BUNDLE))
 
-# %% ../nbs/69_cli.ipynb #797b145c
-def _say_problems(records, data, most=5):
+# %% ../nbs/69_cli.ipynb #89cc3cfd
+def _say_problems(ps, data, most=5):
     "Print what was set aside in `data`, and why."
-    ps = records.problems
     for o in ps[:most]: print(f'problem: {o}')
     if len(ps) > most: print(f'problem: … and {len(ps)-most} more in {data}')
 
-def _figures(learn, records, data, start):
+def _figures(learn, data, start):
     "The figures of a run as a dict."
     scores,dls = {k:round(v, 4) for k,v in learn.results.items() if not k.endswith('_loss')},learn.dls
     res = dict(data=Path(data).name or Path(data).resolve().name, train=len(dls.train_ds), valid=len(dls.valid_ds), arch=learn.arch)
     res |= dict(epochs=sum(len(o['values']) for o in learn.history), seconds=round(time.time()-start, 1), task=learn.task.name)
-    return scores | res | dict(picture=str(dls.valid_ds.items[0].image), problems=[str(o) for o in records.problems])
+    return scores | res | dict(picture=str(dls.valid_ds.items[0].image), problems=[str(o) for o in dls.problems])
 
 def _line(figures, names): return ' '.join(f'{k}={figures[k]}' for k in names)
 
@@ -148,7 +147,7 @@ def demo(**kw):
     res['seconds'] = round(time.time()-start, 1)
     return res, _line(res, ['error_rate', 'data', 'train', 'valid', 'arch', 'epochs', 'seconds'])
 
-# %% ../nbs/69_cli.ipynb #981cdb94
+# %% ../nbs/69_cli.ipynb #91d853f1
 _run_args = ('data', 'arch', 'epochs', 'size', 'bs', 'lr', 'valid', 'seed', 'out')
 
 def _run_kw(a): return {k:getattr(a, k) for k in _run_args} | dict(pretrained=not a.scratch)
@@ -158,10 +157,12 @@ def do_demo(a): return demo(**_run_kw(a))
 def do_train(a):
     "Train any task and write a bundle."
     columns = {k:getattr(a, k) for k in TARGETS if getattr(a, k)}
-    res = run(**_run_kw(a), task=a.task, columns=columns)
+    *named,a.data = a.data
+    if len(named) > 1: raise DataError(f'{" ".join(named)} is more than one task. Write: learnkit train TASK DATA')
+    res = run(**_run_kw(a), task=named[0] if named else a.task, columns=columns)
     return res, _line(res, [k for k in res if k not in ('picture', 'problems')])
 
-# %% ../nbs/69_cli.ipynb #6e6371b6
+# %% ../nbs/69_cli.ipynb #570dbb37
 def do_predict(a):
     "Predict pictures with a bundle; a picture that can't be read does not stop the others."
     from learnkit.data.images import check_images, image_files
@@ -177,7 +178,11 @@ def do_predict(a):
 def _said(o):
     "A prediction as a line."
     if 'error' in o: return f"{o['picture']}: not predicted, {o['error']}"
+    if 'boxes' in o: return f"{o['picture']}: " + (', '.join(map(_found, o['labels'], o['scores'], o['boxes'])) or 'nothing found')
     return f"{o['picture']}: " + ', '.join(f'{v:.3g}' if isinstance(v, float) else str(v) for k,v in o.items() if k not in ('picture', 'probs'))
+def _found(label, score, box):
+    "An object as words."
+    return f'{label} {score:.2f} at {", ".join(f"{v:.0f}" for v in box)}'
 
 # %% ../nbs/69_cli.ipynb #fee005ad
 def do_data(a):
@@ -256,7 +261,7 @@ _pixels = _number(int, 'a whole number of pixels, 8 or more', lambda x: x >= 8)
 _rate = _number(float, 'a number above 0', lambda x: 0 < x < float('inf'))
 _share = _number(float, 'a share between 0 and 1', lambda x: 0 < x < 1)
 
-# %% ../nbs/69_cli.ipynb #1700564a
+# %% ../nbs/69_cli.ipynb #a473c14c
 def _common():
     "Options of every command."
     p = _Parser(add_help=False)
@@ -270,15 +275,15 @@ def _run_options(p, out):
     "Options of commands that train."
     p.add_argument('--arch', help='architecture (default: the built-in body); see: learnkit models')
     p.add_argument('--epochs', type=_count, help='passes over the training pictures, after a first one (default: 3, or 7 without pretrained weights)')
-    p.add_argument('--size', type=_pixels, help='pixels of a side (default: as the pictures are, 112 at most)')
-    p.add_argument('--bs', type=_some, default=32, help='pictures a batch (default: %(default)s)')
+    p.add_argument('--size', type=_pixels, help='pixels of a side (default: what suits the task; for classes as the pictures are, 112 at most)')
+    p.add_argument('--bs', type=_some, help='pictures a batch (default: what suits the task)')
     p.add_argument('--lr', type=_rate, help='learning rate (default: what suits the network)')
     p.add_argument('--valid', type=_share, default=0.2, help='share set aside where the data has no split (default: %(default)s)')
     p.add_argument('--seed', type=int, default=42, help='for split, weights and order (default: %(default)s)')
     p.add_argument('--out', default=out, help='folder for pictures and the bundle (default: %(default)s)')
     p.add_argument('--scratch', action='store_true', help='do not use pretrained weights')
 
-# %% ../nbs/69_cli.ipynb #7f7c07d1
+# %% ../nbs/69_cli.ipynb #9b662d9f
 def parser():
     "The parser of all commands."
     top = _Parser('learnkit', description='Image deep learning with one set of verbs.')
@@ -292,7 +297,7 @@ def parser():
     p.add_argument('--data', default='doodles', help='data set or folder of class folders (default: %(default)s)')
     _run_options(p, 'demo')
     p = add('train', do_train)
-    p.add_argument('data', help='data set, folder of class folders, or csv file')
+    p.add_argument('data', nargs='+', metavar='[TASK] DATA', help='data set, folder, csv file, or file of annotations; in front, perhaps, a task')
     p.add_argument('--task', help='see: learnkit tasks (default: the one that fits the targets)')
     for o in TARGETS: p.add_argument(f'--{o}', help=f'column of a csv file that holds the {o}')
     _run_options(p, 'trained')

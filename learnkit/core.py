@@ -88,7 +88,7 @@ def _flush(path):
     "Ask the system to put the file at `path` on the disk now."
     with open(path, 'rb+') as f: os.fsync(f.fileno())
 
-# %% ../nbs/01_core.ipynb #cc12ddf8
+# %% ../nbs/01_core.ipynb #da5ff731
 @dataclass(frozen=True)
 class Task:
     "All that depends on the kind of target."
@@ -97,7 +97,7 @@ class Task:
     model: Callable    # (arch, dls, **kw) -> nn.Module
     loss: Callable     # (dls) -> loss object that owns `activation` and `decodes`
     metrics: tuple     # metrics shown while training
-    show: Callable     # (x, y, ctx, pred) -> draws one decoded sample
+    show: Callable     # (x, y, ctx, pred, about) -> draws one decoded sample; about: what is known about all records
     decode: Callable   # (preds, dls, sizes) -> list of dicts of plain Python; sizes: (width, height) of each picture
     splitter: Callable # (model) -> parameter groups, body first, head last
     cbs: tuple = ()    # callbacks, for what the ordinary loop lacks

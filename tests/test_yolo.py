@@ -61,7 +61,7 @@ def test_one_pass():
 def test_odd_sizes(h, w, n_classes):
     net,x = plain(n_classes, most=20),torch.randn(2, 3, h, w)
     right(net(x, BOXES, LABELS.clamp(max=n_classes)))
-    net.least = 0.
+    net.min_score = 0.
     fits(net.eval()(x), 2, 20, n_classes)
 
 def test_no_objects():
@@ -160,8 +160,8 @@ def test_losses_know_what_is_right():
     assert good['classes'] < .05 < wrong['classes']
     worse = yolo_losses(sure, boxes-6, mids, sizes, true)
     assert worse['boxes'] > .3
-    double = yolo_losses(sure, boxes-6, mids, sizes, true, weights=(0.,4.))
-    assert double['classes'] == 0 and double['boxes'] == pytest.approx(2*worse['boxes'].item())
+    one,two = (yolo_losses(sure, boxes-6, mids, sizes, true, weights=(0.,o)) for o in (1.,2.))
+    assert two['classes'] == 0 and two['boxes'] == pytest.approx(2*one['boxes'].item())
 
 def test_best_boxes():
     boxes = torch.tensor([[0,0,10,10.], [1,0,11,10], [0,0,10,10], [30,30,40,40]])
@@ -170,7 +170,7 @@ def test_best_boxes():
     assert found['labels'].tolist() == [1,2,2,1] and found['scores'].tolist() == pytest.approx([.6,.4,.3,.2])
     assert found['boxes'][0].tolist() == [1,0,11,10]
     assert len(best_boxes(scores, boxes, most=2)['labels']) == 2 and len(best_boxes(scores, boxes, overlap=.9)['labels']) == 5
-    none = best_boxes(scores, boxes, least=.9)
+    none = best_boxes(scores, boxes, min_score=.9)
     assert none['boxes'].shape == (0,4) and none['labels'].dtype == torch.int64
 
 def test_learns():

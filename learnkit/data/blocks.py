@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['opener', 'field', 'where', 'ImageBlock', 'CategoryBlock', 'MultiCategoryBlock', 'RegressionBlock', 'Placed', 'Boxes',
-           'Points', 'picture_size', 'BoxLabels', 'filled', 'BoxBlock', 'BoxLabelBlock', 'PointBlock', 'instance_mask',
-           'InstanceBlock']
+           'Points', 'picture_size', 'BoxLabels', 'filled', 'BoxBlock', 'BoxLabelBlock', 'ObjectPoints', 'PointBlock',
+           'instance_mask', 'InstanceBlock']
 
 # %% ../../nbs/20_data.blocks.ipynb #f56c7769
 from contextvars import ContextVar
@@ -89,7 +89,7 @@ def picture_size(r:Record) -> tuple:
     if r.size is None: r.size = r.image.size if isinstance(r.image, Image.Image) else image_size(r.image)
     return r.size
 
-# %% ../../nbs/20_data.blocks.ipynb #7f2096ca
+# %% ../../nbs/20_data.blocks.ipynb #8a97d3ae
 def _placed(kind, rows, r, *shape):
     "The pixels in `rows` of record `r` as `kind` with the `shape`."
     xy = np.asarray(rows, dtype=np.float32).reshape(-1, 2)*2/np.float32(picture_size(r))-1
@@ -99,13 +99,14 @@ def _placed(kind, rows, r, *shape):
 
 def _boxes(r): return _placed(Boxes, field('boxes')(r), r, -1, 4) if isinstance(r, Record) else r
 
-def _points(r, n=None):
-    "The points of the object of record `r`, or of each of its objects `n` points."
-    if not isinstance(r, Record): return r
-    rows = field('points')(r)
-    if n: rows = np.array([o or [(0, 0, 0)]*n for o in rows]).reshape(-1, n, 3)
-    rows = np.asarray(rows, dtype=np.float32)
-    xy = np.where(rows[...,2:] > 0, rows[...,:2], np.nan) if rows.shape[-1] == 3 else rows
+# %% ../../nbs/20_data.blocks.ipynb #e43f893e
+def _points(r):
+    "The points of the one object in the picture of record `r`."
+    return _there(np.asarray(field('points')(r), dtype=np.float32), r) if isinstance(r, Record) else r
+
+def _there(rows, r):
+    "The points `rows` (..., 2 or 3) of record `r` as `Points`."
+    xy = np.where(rows[...,2:] > 0, rows[...,:2], np.nan) if rows.shape[-1] > 2 else rows
     return _placed(Points, xy, r, *xy.shape)
 
 # %% ../../nbs/20_data.blocks.ipynb #a3161032
@@ -142,7 +143,7 @@ def _filled(o, n):
 
 def _bare(o): return o.as_subclass(torch.Tensor)
 
-# %% ../../nbs/20_data.blocks.ipynb #00aa86da
+# %% ../../nbs/20_data.blocks.ipynb #6a645c3d
 def BoxBlock():
     "A block for any number of boxes; reads field `boxes`."
     return TransformBlock(type_tfms=[_boxes], dls_kwargs=dict(before_batch=filled))
@@ -151,9 +152,23 @@ def BoxLabelBlock(vocab=None): # names of the classes; None: those of the pictur
     "A block for the classes of boxes, behind a `BoxBlock`; reads field `labels`."
     return TransformBlock(type_tfms=[BoxLabels(vocab)], dls_kwargs=dict(before_batch=filled))
 
-def PointBlock(n:int=None): # points of each object, behind a `BoxBlock`; None: a picture shows one object
+# %% ../../nbs/20_data.blocks.ipynb #f8b0a049
+class ObjectPoints(DisplayedTransform):
+    "The points of each object of a record (N, P, 2); nan for those that are not there."
+    n = None # points of an object
+    def setups(self, dsets): self.n = next((len(o) for r in dsets for o in _each(r.points) if o), None)
+
+    def encodes(self, r:Record):
+        if not self.n: raise DataError(f'{r.image} has boxes, but no object in these records has points.')
+        return _there(np.array([o or [(0, 0, 0)]*self.n for o in _each(field('points')(r))], dtype=np.float32).reshape(-1, self.n, 3), r)
+
+def _each(points):
+    "A list of points for each object; `points` of one object count as a list of one."
+    return [points] if points and points[0] and not isinstance(points[0][0], (list, tuple)) else points or []
+
+def PointBlock(each:bool=False): # points of each object, behind a `BoxBlock`? Else a picture shows one object
     "A block for points; reads field `points`."
-    return TransformBlock(type_tfms=[partial(_points, n=n)], dls_kwargs=dict(before_batch=filled))
+    return TransformBlock(type_tfms=[ObjectPoints() if each else _points], dls_kwargs=dict(before_batch=filled))
 
 # %% ../../nbs/20_data.blocks.ipynb #adad92e1
 def instance_mask(r:Record) -> PILMask: # 0: background, i+1: the object of box i

@@ -300,17 +300,17 @@ class DataBlock(_DataBlock):
         else: kw |= dict(dl_type=dl_type)
         return dsets.dataloaders(path=path, after_item=self.item_tfms, after_batch=self.batch_tfms, **kw)
 
-# %% ../../nbs/23_data.loaders.ipynb #9bf972ca
+# %% ../../nbs/23_data.loaders.ipynb #99e7188b
 class TaskLoaders(DataLoaders):
     "fastai `DataLoaders` that know their `task` and the `problems` of their data."
-    task,problems = None,L()
+    task,problems,about = None,L(),{}
 
-    def know(self, task, problems=()):
-        "Remember `task` and `problems`, and return these loaders."
-        self.task,self.problems = task,L(problems)
+    def know(self, task, problems=(), about=None):
+        "Remember `task`, `problems` and what is known `about` all records (names of points, for instance), and return these loaders."
+        self.task,self.problems,self.about = task,L(problems),dict(about or {})
         return self
 
-    def new_empty(self): return super().new_empty().know(self.task)
+    def new_empty(self): return super().new_empty().know(self.task, about=self.about)
 
     def show_batch(
         self,
@@ -322,7 +322,7 @@ class TaskLoaders(DataLoaders):
         dl = self[ds_idx]
         if not unique: b = dl.one_batch()
         else: b = dl.after_batch(to_device(dl.create_batch([dl.after_item(dl.dataset[0]) for _ in range(max_n)]), self.device))
-        return show_grid([(o[0], detuplify(o[1:])) for o in dl.decode_batch(b, max_n=max_n)], self.task.show, **kwargs)
+        return show_grid([(o[0], detuplify(o[1:])) for o in dl.decode_batch(b, max_n=max_n)], partial(self.task.show, about=self.about), **kwargs)
 
 # %% ../../nbs/23_data.loaders.ipynb #562a2a42
 def record_block(
@@ -339,7 +339,7 @@ def record_block(
     return DataBlock(blocks=task.blocks(vocab=vocab), n_inp=1, splitter=partial(split_records, valid=valid, seed=seed),
         item_tfms=item_tfms or fit_size(size, method), batch_tfms=batch_tfms)
 
-# %% ../../nbs/23_data.loaders.ipynb #bee8e537
+# %% ../../nbs/23_data.loaders.ipynb #eeb84d56
 @delegates(record_block)
 def record_dls(
     task, # a `Task`, for its blocks and its way to draw
@@ -355,4 +355,4 @@ def record_dls(
     if bs < 1: raise DataError(f'bs={bs}: a batch needs one picture at least.')
     dls = record_block(task, vocab, **kwargs).dataloaders(
         records, path=path, bs=bs, num_workers=num_workers, decode_cache=decode_cache, device=device)
-    return TaskLoaders(*dls.loaders, path=path, device=dls.device).know(task, getattr(records, 'problems', []))
+    return TaskLoaders(*dls.loaders, path=path, device=dls.device).know(task, getattr(records, 'problems', []), getattr(records, 'about', {}))

@@ -311,10 +311,10 @@ def _base(path, folder):
     if folder is None: return path.parent
     return need_folder(next((o for o in (path.parent/Path(folder).expanduser(), Path(folder)) if o.is_dir()), folder))
 
-# %% ../../nbs/15_data.records.ipynb #4d81b211
-def _rows(path, head, rows, cols, find, delim, problems):
-    "Yield a record for each of `rows` that can be used, and add the others to `problems`."
-    seen,left,at = {},Counter(),head.index(cols['split']) if cols['split'] else None
+# %% ../../nbs/15_data.records.ipynb #9a5b7a0b
+def _usable(path, head, rows, cols, find, problems):
+    "Yield the number, the cells by column, the picture and the part of each of `rows` that names a picture, and add the others to `problems`."
+    at = head.index(cols['split']) if cols['split'] else None
     parts = {r[at].strip().lower() for r in rows if at is not None and len(r) > at}
     for n,r in enumerate(rows, 2):
         if not any(o.strip() for o in r): continue
@@ -323,14 +323,24 @@ def _rows(path, head, rows, cols, find, delim, problems):
             if len(r) > len(head): raise DataError(f'has {len(r)} cells, and there are {len(head)} columns')
             if not d[cols['image']]: raise DataError('names no picture')
             if not (f := find(d[cols['image']])): raise DataError(f"names {d[cols['image']]}, which does not exist")
-            part = _part(d[cols['split']], parts) if cols['split'] else None
+            yield n, d, f, _part(d[cols['split']], parts) if cols['split'] else None
+        except DataError as e: problems.append(Problem(path, str(e), n))
+
+def _left_out(path, left): return [Problem(path, f'has {v} rows of the part {k!r}, which are left out') for k,v in left.items()]
+
+# %% ../../nbs/15_data.records.ipynb #905dd2cc
+def _rows(path, usable, cols, delim, problems):
+    "Yield a record for each of the `usable` rows, and add to `problems` what can't be one."
+    seen,left = {},Counter()
+    for n,d,f,part in usable:
+        try:
             res = Record(f, **_target(d, cols, delim), split=part, file=path, row=n)
             same = seen.setdefault(f, res)
             if same is not res: raise DataError(f'names {f.name} again, {"as" if _as(same) == _as(res) else "and differs from"} row {same.row}')
             if part or not cols['split']: yield res
             else: left[d[cols['split']]] += 1
         except DataError as e: problems.append(Problem(path, str(e), n))
-    problems += [Problem(path, f'has {v} rows of the part {k!r}, which are left out') for k,v in left.items()]
+    problems += _left_out(path, left)
 
 def _as(r): return r.label, r.labels, r.value, r.split
 
@@ -349,7 +359,7 @@ def _useless(path, base, cells, problems):
     hint = f'Pictures of these names are in {near[0]}: say folder={str(near[0])!r}.' if near else 'See folder= and suffix=.'
     return f'No row of {path} can be used, with names of files counted from {base}: row {problems[0].row} {problems[0].reason}, for instance. {hint}'
 
-# %% ../../nbs/15_data.records.ipynb #7a972c0e
+# %% ../../nbs/15_data.records.ipynb #f7a9cb49
 @checked
 def read_csv(
     path, # of the table
@@ -367,7 +377,7 @@ def read_csv(
     path,problems = Path(path).expanduser(),[]
     head,rows = _read_table(path)
     cols,base = _columns(path, head, image, split, label=label, labels=labels, value=value),_base(path, folder)
-    rs = list(_rows(path, head, rows, cols, _finder(base, suffix), delim, problems))
+    rs = list(_rows(path, _usable(path, head, rows, cols, _finder(base, suffix), problems), cols, delim, problems))
     if not rs: raise DataError(_useless(path, base, [d for r in rows for d in r], problems))
     if check: problems += _unnamed(path, rs)
     res = _sift(rs, problems, check)

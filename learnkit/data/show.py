@@ -51,8 +51,8 @@ def as_words(y) -> str: # a class, a list of labels, a number or a tensor of num
     if isinstance(y, (list, tuple, L)): return wrap_words(', '.join(map(as_words, y)) or 'nothing')
     return str(y)
 
-# %% ../../nbs/22_data.show.ipynb #f671bb5a
-def show_words(x, y, ctx=None, pred=None, right=None):
+# %% ../../nbs/22_data.show.ipynb #c80e24d4
+def show_words(x, y, ctx=None, pred=None, right=None, about=None):
     "Draw picture `x` with target `y` and prediction `pred`; `right(y, pred)` says whether they agree (default: same words)."
     t = as_words(y)
     if pred is None: return show_picture(x, ctx, t)
@@ -60,8 +60,8 @@ def show_words(x, y, ctx=None, pred=None, right=None):
     ok = t == p if right is None else right(y, pred)
     return show_picture(x, ctx, f'{t}\n{p}', color=GOOD if ok else BAD)
 
-# %% ../../nbs/22_data.show.ipynb #6bc07854
-def show_number(x, y, ctx=None, pred=None):
+# %% ../../nbs/22_data.show.ipynb #23c74e9e
+def show_number(x, y, ctx=None, pred=None, about=None):
     "Draw picture `x` with number(s) `y` and, with prediction `pred`, both and their difference."
     if pred is None: return show_words(x, y, ctx)
     y,pred = (np.asarray(o.detach().cpu() if hasattr(o, 'detach') else o, dtype=float).reshape(-1) for o in (y, pred))

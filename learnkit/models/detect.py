@@ -6,22 +6,16 @@
 __all__ = ['DETECTORS', 'LOSSES', 'objects_of', 'fixed_size', 'add_detector', 'Pyramid', 'TorchvisionDetector', 'TwoStage',
            'OneStage', 'whole_detectors', 'detector']
 
-# %% ../../nbs/36_models.detect.ipynb #ca9a5c07
+# %% ../../nbs/36_models.detect.ipynb #90982b4c
 import torch, torch.nn.functional as F
 from collections import OrderedDict
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from torch import nn
 from torchvision import models as tv
-from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
+from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet, faster_rcnn, keypoint_rcnn, mask_rcnn, retinanet, ssd, ssdlite
 from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBoxGenerator
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor
-from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
-from torchvision.models.detection.retinanet import RetinaNetHead
-from torchvision.models.detection.ssd import SSD, SSDHead
-from torchvision.models.detection.ssdlite import SSDLiteHead
 from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork, FrozenBatchNorm2d, MultiScaleRoIAlign, box_iou
 from torchvision.ops.poolers import initLevelMapper
 from ..core import DataError, choose
@@ -126,7 +120,7 @@ def _anchors(maps, sizes=(2.5,3.5), shapes=(.5,1.,2.)):
     "Anchors for the pyramid `maps`, of `sizes` in places of the map; `shapes`: height by width."
     return AnchorGenerator([tuple(s*r for s in sizes) for r in maps.reductions], [shapes]*len(maps.reductions))
 
-# %% ../../nbs/36_models.detect.ipynb #04f4bca3
+# %% ../../nbs/36_models.detect.ipynb #800ebc22
 LOSSES = dict(loss_objectness='objects', loss_rpn_box_reg='proposals', loss_classifier='classes', loss_box_reg='boxes', loss_mask='masks',
     loss_keypoint='points', classification='classes', bbox_regression='boxes', bbox_ctrness='centres') # torchvision's name -> ours
 
@@ -139,7 +133,8 @@ class TorchvisionDetector(nn.Module):
         most:int=100, # objects found in a picture, at the most
         pretrained:bool=False): # for a net with a backbone of its own
         super().__init__()
-        self.net,self.arch,self.most,b = net,arch,most,getattr(net.backbone.body, 'body', None) if isinstance(net.backbone, Pyramid) else None
+        self.net,self.arch,self.most = net,arch,most
+        b = self.body and self.body.body
         self.pretrained,self.mean,self.std = (b.pretrained,b.mean,b.std) if b else (pretrained,[0.]*3,[1.]*3) # pictures are expected normalised by these
 
     @property
@@ -149,16 +144,15 @@ class TorchvisionDetector(nn.Module):
         "Three lists of parameters: early and late ones of the body, and everything above it."
         back = self.net.backbone
         trunk = getattr(back, 'body', getattr(back, 'features', back))
-        ps = list(trunk.parameters())
-        early,late = self.body.groups() if self.body else (ps[:(n := split_point(trunk))],ps[n:])
+        ps,n = list(trunk.parameters()),0 if self.body else split_point(trunk)
         seen = set(map(id, ps))
-        return [early, late, [p for p in self.parameters() if id(p) not in seen]]
+        return [*(self.body.groups() if self.body else (ps[:n],ps[n:])), [p for p in self.parameters() if id(p) not in seen]]
 
-# %% ../../nbs/36_models.detect.ipynb #cf626305
+# %% ../../nbs/36_models.detect.ipynb #8081bad9
 def _tidy(d):
     "What torchvision found in one picture, in the form that `fixed_size` takes."
     if 'masks' in d: d['masks'] = d['masks'][:,0]
-    if 'keypoints' in d: d['points'] = torch.cat([d['keypoints'][...,:2], d['keypoints_scores'].sigmoid()[...,None]], -1)
+    if (p := d.get('keypoints')) is not None: d['points'] = torch.cat([p[...,:2], d['keypoints_scores'].sigmoid()[...,None]], -1)
     return d
 
 def _look(self, x):
@@ -185,7 +179,7 @@ def _forward(self, x, boxes=None, labels=None, more=None):
 
 TorchvisionDetector.look,TorchvisionDetector.forward = _look,_forward
 
-# %% ../../nbs/36_models.detect.ipynb #6d4a4211
+# %% ../../nbs/36_models.detect.ipynb #1608c5be
 @contextmanager
 def _learning(stage, on):
     "Set `.training` of `stage`, not of its layers, to `on` within the block."
@@ -193,8 +187,7 @@ def _learning(stage, on):
     try: yield
     finally: stage.training = was
 
-def _to_float(m, inp, out):
-    return out.float() if isinstance(out, torch.Tensor) else type(out)(_to_float(m, inp, o) for o in out)
+def _to_float(m, inp, out): return out.float() if isinstance(out, torch.Tensor) else type(out)(_to_float(m, inp, o) for o in out)
 
 class TwoStage(TorchvisionDetector):
     "Proposals first, then a second look at each: Faster, Mask and Keypoint R-CNN."
@@ -215,7 +208,7 @@ class TwoStage(TorchvisionDetector):
             with _learning(net.roi_heads, True): losses = losses | net.roi_heads(maps, proposals, images.image_sizes, targets)[1]
         return found,losses
 
-# %% ../../nbs/36_models.detect.ipynb #09516255
+# %% ../../nbs/36_models.detect.ipynb #a57f62ae
 def _cutter(maps, size):
     "Cuts the features in a box out of the body's own maps in `maps`, as `size` by `size` places."
     near = maps.reductions[:len(maps.use)]
@@ -225,52 +218,48 @@ def _cutter(maps, size):
 
 def _two_stage(arch, add, n_classes, body=None, pretrained=True, n_in=3, most=100, width=128, finest=8, min_score=.05, overlap=.5, **kw):
     maps,n = Pyramid(dense(body, pretrained, n_in), width, finest),n_classes+1
-    keep = {f'rpn_{k}_nms_top_n_{o}':v for k,v in dict(pre=500, post=200).items() for o in ('train','test')}
-    net = FasterRCNN(maps, rpn_anchor_generator=_anchors(maps), box_roi_pool=_cutter(maps, 7), box_head=TwoMLPHead(width*49, width*4),
-        box_predictor=FastRCNNPredictor(width*4, n), box_batch_size_per_image=64, box_score_thresh=min_score, box_nms_thresh=overlap,
-        box_detections_per_img=most, **keep)
+    keep = {f'rpn_{k}_nms_top_n_{o}':v for k,v in dict(pre=500, post=150).items() for o in ('train','test')}
+    net = FasterRCNN(maps, rpn_anchor_generator=_anchors(maps), box_roi_pool=_cutter(maps, 7),
+        box_head=faster_rcnn.TwoMLPHead(width*49, width*4), box_predictor=faster_rcnn.FastRCNNPredictor(width*4, n), box_batch_size_per_image=64,
+        box_score_thresh=min_score, box_nms_thresh=overlap, box_detections_per_img=most, **keep)
     add(net.roi_heads, maps, width, n, **kw)
     return TwoStage(net, arch, most)
 
-# %% ../../nbs/36_models.detect.ipynb #a8229d64
-def _boxes_only(heads, maps, width, n): pass
-
+# %% ../../nbs/36_models.detect.ipynb #0dfefb16
 def _with_masks(heads, maps, width, n):
-    heads.mask_roi_pool,heads.mask_head,heads.mask_predictor = _cutter(maps, 14),MaskRCNNHeads(width, [width]*4, 1),MaskRCNNPredictor(width, width, n)
+    heads.mask_roi_pool,heads.mask_head = _cutter(maps, 14),mask_rcnn.MaskRCNNHeads(width, [width]*4, 1)
+    heads.mask_predictor = mask_rcnn.MaskRCNNPredictor(width, width, n)
 
 def _with_points(heads, maps, width, n, n_points=17):
-    heads.keypoint_roi_pool,heads.keypoint_head = _cutter(maps, 14),KeypointRCNNHeads(width, [width]*4)
-    heads.keypoint_predictor = KeypointRCNNPredictor(width, n_points)
+    heads.keypoint_roi_pool,heads.keypoint_head = _cutter(maps, 14),keypoint_rcnn.KeypointRCNNHeads(width, [width]*4)
+    heads.keypoint_predictor = keypoint_rcnn.KeypointRCNNPredictor(width, n_points)
 
-for _k,_add in dict(fasterrcnn=_boxes_only, maskrcnn=_with_masks, keypointrcnn=_with_points).items(): add_detector(_k)(partial(_two_stage, _k, _add))
+for _k,_add in dict(fasterrcnn=lambda *args: None, maskrcnn=_with_masks, keypointrcnn=_with_points).items(): add_detector(_k)(partial(_two_stage, _k, _add))
 
-# %% ../../nbs/36_models.detect.ipynb #431b6362
-def _judge(self, images, maps, targets):
-    net,maps,found,losses = self.net,list(maps.values()),None,{}
-    out,anchors = {k:v.float() for k,v in net.head(maps).items()},net.anchor_generator(images, maps)
-    n = [a*m.shape[-2]*m.shape[-1] for a,m in zip(net.anchor_generator.num_anchors_per_location(), maps)]
-    if targets is not None: losses = net.compute_loss(targets, out, anchors, *_more_for_loss(net, targets, anchors, n))
-    if not self.training:
-        if not isinstance(net, SSD): out,anchors = {k:v.split(n, 1) for k,v in out.items()},[a.split(n) for a in anchors]
-        found = net.postprocess_detections(out, anchors, images.image_sizes)
-    return found,losses
-
+# %% ../../nbs/36_models.detect.ipynb #f5cabfa7
 def _more_for_loss(net, targets, anchors, n):
     "What else `compute_loss` wants: FCOS the anchors of each map; SSD the number of each anchor's object, -1 for none."
-    if isinstance(net, FCOS): return [n]
-    if isinstance(net, RetinaNet): return []
-    none = torch.full_like(anchors[0][:,0], -1, dtype=torch.long)
-    return [[net.proposal_matcher(box_iou(t['boxes'], a)) if len(t['boxes']) else none for t,a in zip(targets, anchors)]]
+    if not isinstance(net, ssd.SSD): return [n] if isinstance(net, FCOS) else []
+    return [[net.proposal_matcher(box_iou(t['boxes'], a)) if len(t['boxes']) else torch.full_like(a[:,0], -1, dtype=torch.long)
+        for t,a in zip(targets, anchors)]]
 
 class OneStage(TorchvisionDetector):
     "All anchors judged at once: SSD, SSDlite, RetinaNet, FCOS."
-    judge = _judge
+    def judge(self, images, maps, targets):
+        net,maps,found,losses = self.net,list(maps.values()),None,{}
+        out,anchors = {k:v.float() for k,v in net.head(maps).items()},net.anchor_generator(images, maps)
+        n = [a*m.shape[-2]*m.shape[-1] for a,m in zip(net.anchor_generator.num_anchors_per_location(), maps)]
+        if targets is not None: losses = net.compute_loss(targets, out, anchors, *_more_for_loss(net, targets, anchors, n))
+        if not self.training:
+            if not isinstance(net, ssd.SSD): out,anchors = {k:v.split(n, 1) for k,v in out.items()},[a.split(n) for a in anchors]
+            found = net.postprocess_detections(out, anchors, images.image_sizes)
+        return found,losses
 
-# %% ../../nbs/36_models.detect.ipynb #93e7470b
+# %% ../../nbs/36_models.detect.ipynb #d9384ebc
 def _retinanet(body, n, width, finest, **kw):
     maps = Pyramid(body, width, finest)
     anchors = _anchors(maps, (2.5,3.15,4.))
-    return RetinaNet(maps, n, anchor_generator=anchors, head=RetinaNetHead(width, 9, n, norm_layer=partial(nn.GroupNorm, 32)), **kw)
+    return RetinaNet(maps, n, anchor_generator=anchors, head=retinanet.RetinaNetHead(width, 9, n, norm_layer=partial(nn.GroupNorm, 32)), **kw)
 
 def _fcos(body, n, width, finest, **kw):
     maps = Pyramid(body, width, finest)
@@ -280,7 +269,7 @@ def _ssd(body, n, width, finest, lite=False, **kw):
     maps = Pyramid(body, width, finest, 128, mix=False, lite=lite)
     anchors = DefaultBoxGenerator([[2]] + [[2,3]]*(len(maps.reductions)-1), scales=[min(r/128, 1) for r in (*maps.reductions,128)])
     args = maps.out_channels,anchors.num_anchors_per_location(),n
-    return SSD(maps, anchors, (320,320), n, head=SSDLiteHead(*args, nn.BatchNorm2d) if lite else SSDHead(*args), **kw)
+    return ssd.SSD(maps, anchors, (320,320), n, head=ssdlite.SSDLiteHead(*args, nn.BatchNorm2d) if lite else ssd.SSDHead(*args), **kw)
 
 # %% ../../nbs/36_models.detect.ipynb #012ad8fd
 def _one_stage(arch, make, n_classes, body=None, pretrained=True, n_in=3, most=100, width=128, finest=8, min_score=.05, overlap=.5):
@@ -289,7 +278,7 @@ def _one_stage(arch, make, n_classes, body=None, pretrained=True, n_in=3, most=1
 
 for _k,_make in dict(retinanet=_retinanet, fcos=_fcos, ssd=_ssd, ssdlite=partial(_ssd, lite=True)).items(): add_detector(_k)(partial(_one_stage, _k, _make))
 
-# %% ../../nbs/36_models.detect.ipynb #48af7367
+# %% ../../nbs/36_models.detect.ipynb #e4243f20
 def whole_detectors() -> list:
     "Names of torchvision's whole detectors."
     return tv.list_models(module=tv.detection)
@@ -297,8 +286,7 @@ def whole_detectors() -> list:
 def _trained(arch):
     "torchvision's detector `arch` as it was trained on COCO; raises `OfflineError`, and `DataError` where the file holds another net."
     weights,path = torchvision_weights(arch),weights_file(facts(arch))
-    tensors = read_weights(path)
-    weights.get_state_dict = lambda *args, **kwargs: tensors
+    weights.get_state_dict = lambda *args, **kwargs: read_weights(path)
     try: return tv.get_model(arch.partition('.')[0], weights=weights)
     except RuntimeError as e:
         raise DataError(f'{path} does not hold the weights of {arch}: {" ".join(str(e).split())[:160]}. Put the right file in its place.') from None
@@ -324,7 +312,7 @@ def _whole(arch, n_classes, pretrained=True, most=100, n_points=None):
     for d,n in ((net.rpn._pre_nms_top_n,1000), (net.rpn._post_nms_top_n,300)) if two else (): d.update(dict.fromkeys(d, min(n, d['testing'])))
     return (TwoStage if two else OneStage)(net, arch, most, pretrained)
 
-# %% ../../nbs/36_models.detect.ipynb #c6cf0947
+# %% ../../nbs/36_models.detect.ipynb #d37c8392
 def detector(
     arch:str, # a kind, one of `DETECTORS`, or one of `whole_detectors()`, perhaps with its set of weights: `name.coco_v1`
     n_classes:int, # classes of objects, without "nothing"
@@ -338,6 +326,5 @@ def detector(
     names = whole_detectors()
     if arch in DETECTORS or str(arch).partition('.')[0] not in names:
         return DETECTORS[choose(arch, [*DETECTORS, *names], 'detector')](n_classes, body, pretrained, n_in, most, **kw)
-    if body is not None or n_in != 3: raise DataError(f'{arch} is whole: it has its own body, for RGB pictures. '
-        f'To choose those, name a kind: {", ".join(DETECTORS)}.')
+    if body is not None or n_in != 3: raise DataError(f'{arch} is whole, with its own body for RGB pictures. Or name a kind: {", ".join(DETECTORS)}.')
     return _whole(arch, n_classes, pretrained, most, **kw)

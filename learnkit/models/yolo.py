@@ -111,13 +111,13 @@ def assign_places(
     best = (overlap*(t > 0)).amax(1)
     return place, obj, (share*best[:,None])[obj,place], share[obj,place]
 
-# %% ../../nbs/37_models.yolo.ipynb #7d6660f3
+# %% ../../nbs/37_models.yolo.ipynb #30e08a06
 def yolo_losses(
     logits:torch.Tensor, # (B, M, C) a number for each class
     boxes:torch.Tensor, # (B, M, 4) in pixels, as predicted
     mids:torch.Tensor, sizes:torch.Tensor, # of the places (M, 2), see `map_places`
     objects:list, # a dict for each picture, see `objects_of`
-    weights:tuple=(1.,2.)) -> dict: # of the loss of classes and that of boxes
+    weights:tuple=(1.,5.)) -> dict: # of the loss of classes and that of boxes
     "The losses `classes` and `boxes`, of a batch."
     scores,goal,pairs = logits.detach().sigmoid(),torch.zeros_like(logits),[]
     for i,o in enumerate(objects):
@@ -130,21 +130,21 @@ def yolo_losses(
     edges = (generalized_box_iou_loss(found, true)*share).sum()/share.sum().clamp(min=1)
     return dict(classes=classes*weights[0], boxes=edges*weights[1])
 
-# %% ../../nbs/37_models.yolo.ipynb #061c8b2f
+# %% ../../nbs/37_models.yolo.ipynb #040b55c1
 def best_boxes(
     scores:torch.Tensor, # (M, C) from 0 to 1, of one picture
     boxes:torch.Tensor, # (M, 4) in pixels
     most:int=100, # objects, at most
-    least:float=.005, # score, at least
+    min_score:float=.005, # of an object, 0 to 1
     overlap:float=.6) -> dict: # two boxes of a class with more are one object
     "The objects: `boxes` (n, 4), `labels` (n) from 1, `scores` (n), best first (non-maximum suppression)."
     best,at = scores.flatten().topk(min(10*most, scores.numel()))
-    at = at[best > least]
+    at = at[best > min_score]
     best,place,label = best[:len(at)],at//scores.shape[1],at % scores.shape[1]
     keep = batched_nms(boxes[place], best, label, overlap)[:most]
     return dict(boxes=boxes[place[keep]], labels=label[keep]+1, scores=best[keep])
 
-# %% ../../nbs/37_models.yolo.ipynb #2cd9b556
+# %% ../../nbs/37_models.yolo.ipynb #a1f34ca0
 class Yolo(nn.Module):
     "A one-stage detector without anchors; see `learnkit.models.detect` for what it takes and gives."
     arch = 'yolo'
@@ -155,12 +155,16 @@ class Yolo(nn.Module):
         depth:int=2, # convolutions of the head before each answer
         steps:tuple=(8,16,32), # pixels, a side, for a place of each map
         most:int=100, # objects found in a picture, at most
-        least:float=.005, # score of an object, at least, 0 to 1
+        min_score:float=.005, # of an object, 0 to 1
         overlap:float=.6): # two boxes of a class that overlap by more are one object, 0 to 1
         super().__init__()
         self.body,self.neck = body,YoloNeck(body.features, body.reductions, width, steps)
         self.head = YoloHead(width, n_classes, depth)
-        self.steps,self.most,self.least,self.overlap = steps,most,least,overlap
+        self.steps,self.most,self.min_score,self.overlap = steps,most,min_score,overlap
+
+    def groups(self):
+        "Three lists of parameters: early and late ones of the body, and everything above it."
+        return [*self.body.groups(), [*self.neck.parameters(), *self.head.parameters()]]
 
     def places(self, x): # (B, 3, H, W) -> (B, M, n_classes), (B, M, 4), (M, 2), (M, 2)
         "What every place says: numbers of the classes and boxes in pixels; and the middles and sizes of the places."
@@ -176,11 +180,11 @@ class Yolo(nn.Module):
         logits,found,mids,sizes = self.places(x)
         losses = None if labels is None else yolo_losses(logits, found, mids, sizes, objects_of(boxes, labels, *size))
         if self.training: return losses
-        with torch.no_grad(): res = [best_boxes(s, b, self.most, self.least, self.overlap) for s,b in zip(logits.sigmoid(), found)]
+        with torch.no_grad(): res = [best_boxes(s, b, self.most, self.min_score, self.overlap) for s,b in zip(logits.sigmoid(), found)]
         res = fixed_size(res, *size, self.most)
         return res if losses is None else (res, losses)
 
-# %% ../../nbs/37_models.yolo.ipynb #55233d5d
+# %% ../../nbs/37_models.yolo.ipynb #9bb5f572
 @add_detector('yolo')
 def yolo(
     n_classes:int, # classes of objects, without "nothing"
@@ -188,6 +192,6 @@ def yolo(
     pretrained:bool=True, # load trained weights?
     n_in:int=3, # colours of the pictures: 1 = grey, 3 = RGB
     most:int=100, # objects found in a picture, at most
-    **kw) -> Yolo: # for `Yolo`: `width`, `depth`, `steps`, `least`, `overlap`
+    **kw) -> Yolo: # for `Yolo`: `width`, `depth`, `steps`, `min_score`, `overlap`
     "Build our one-stage detector; raises what `dense` raises."
     return Yolo(n_classes, dense(body, pretrained, n_in), most=most, **kw)

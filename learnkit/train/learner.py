@@ -246,7 +246,7 @@ def load(
     if both and with_opt: self.opt.load_state_dict(state['opt'])
     return self
 
-# %% ../../nbs/45_train.learner.ipynb #5131033e
+# %% ../../nbs/45_train.learner.ipynb #b97aadf8
 @patch
 def show_results(
     self:TaskLearner,
@@ -261,7 +261,12 @@ def show_results(
     with self.no_bar(): _,_,dec = self.get_preds(dl=[b], with_decoded=True)
     guess = [self._words(o) for o in zip(*tuplify(dec))]
     samples = [(t[0], detuplify(t[dl.n_inp:]), detuplify(g)) for t,g in zip(dl.decode_batch(b, max_n=max_n), guess)]
-    return show_grid(samples, self.task.show, **kwargs)
+    return show_grid(samples, self.show, **kwargs)
+
+@patch
+def show(self:TaskLearner, x, y, ctx=None, pred=None):
+    "Draw picture `x` with target `y` and prediction `pred`, as the task does."
+    return self.task.show(x, y, ctx, pred, about=getattr(self.dls, 'about', {}))
 
 @patch
 def _words(self:TaskLearner, ys):

@@ -148,7 +148,7 @@ def _answering(self:TaskLearner, x):
     self._copy,self.predict_dtype = (stamp, nets[best]),DTYPES[best.split()[0]]
     return nets[best]
 
-# %% ../../nbs/46_train.predict.ipynb #e1cf611b
+# %% ../../nbs/46_train.predict.ipynb #9c33b16d
 @patch
 def _predict_batch(self:TaskLearner, items, with_input=False):
     "The `Prediction`s of a list that fits into one batch, and the inputs as pictures (or `None`)."
@@ -159,7 +159,7 @@ def _predict_batch(self:TaskLearner, items, with_input=False):
     if with_input: full = [(o[0], o[1:]) for o in self.dls.valid.decode_batch((to_device(x, 'cpu'), *tuplify(dec)), max_n=len(items))]
     else: full = [(None, self._words(tuplify(_nth(dec, i)))) for i in range(len(items))]
     facts = self.task.decode(preds, self.dls, map(size_of_item, items))
-    def _p(i, y): return Prediction((detuplify(y), _nth(dec, i), _nth(preds, i)), facts[i], items[i], self.task.show, getattr(self.dls, 'vocab', None))
+    def _p(i, y): return Prediction((detuplify(y), _nth(dec, i), _nth(preds, i)), facts[i], items[i], self.show, getattr(self.dls, 'vocab', None))
     return [(im, _p(i, y)) for i,(im,y) in enumerate(full)]
 
 def size_of_item(item):

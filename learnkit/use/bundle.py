@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FORMAT', 'read_bundle', 'load_learner']
 
-# %% ../../nbs/61_use.bundle.ipynb #bce9bdfc
+# %% ../../nbs/61_use.bundle.ipynb #74f6cf6d
 import json, torch
 from ..core import DataError, LearnkitError, NotFound, UntrustedFile, atomic_path, choose, get_task
 from fastcore.all import *
@@ -19,7 +19,7 @@ from fastai.vision.core import PILImage, PILImageBW
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from ..data.loaders import DataBlock
+from ..data.loaders import DataBlock, TaskLoaders
 from ..data.records import Record
 from ..models.facts import facts
 from ..train.learner import TaskLearner, task_learner
@@ -67,7 +67,7 @@ def _transform(name, args):
     args = {k:tuple(v) if isinstance(v, list) else v for k,v in args.items()}
     return kind(**args)
 
-# %% ../../nbs/61_use.bundle.ipynb #dcf6d873
+# %% ../../nbs/61_use.bundle.ipynb #39a794fe
 FORMAT = 1
 
 def _config(learn):
@@ -75,12 +75,13 @@ def _config(learn):
     dl,kind = learn.dls.valid,_picture_type(learn.dls)
     if kind not in (PILImage, PILImageBW): raise DataError('A bundle needs pictures that were opened by an ImageBlock. Export to a name that ends in .pkl.')
     about = _facts(learn)
-    net = dict(task=learn.task.name, arch=learn.arch, model=_plain(learn.model_kw), n_out=_n_out(learn), vocab=_vocab(learn.dls))
+    n,kw = _n_out(learn),learn.model_kw
+    net = dict(task=learn.task.name, arch=learn.arch, model=_plain(kw | {k:n for k in kw if k == 'n_out'}), n_out=n, vocab=_vocab(learn.dls))
     steps = dict(picture='L' if kind is PILImageBW else 'RGB', item=_recipe(dl.after_item.fs), batch=_recipe(dl.after_batch.fs))
     licence = about.licence if learn.pretrained else None
     versions = {o:version(o) for o in ('learnkit', 'fastai', 'torch', 'torchvision', 'timm')}
     trained = dict(pretrained=learn.pretrained, precision=learn.precision, licence=licence, results=learn.results)
-    return dict(learnkit=FORMAT, **net, **steps, **trained, versions=versions)
+    return dict(learnkit=FORMAT, **net, about=getattr(learn.dls, 'about', {}), **steps, **trained, versions=versions)
 
 # %% ../../nbs/61_use.bundle.ipynb #acf52109
 def _facts(learn):
@@ -97,10 +98,13 @@ def _plain(kw):
         except TypeError: raise DataError(f'The argument {k}={v!r} of the model cannot be written into a bundle. Export to a name that ends in .pkl.') from None
     return res
 
-# %% ../../nbs/61_use.bundle.ipynb #4258f9e9
+# %% ../../nbs/61_use.bundle.ipynb #ac3cbbc6
 def _vocab(dls): return [str(o) for o in dls.vocab] if hasattr(dls, 'vocab') else None
 
-def _n_out(learn): return [o for o in learn.model.modules() if isinstance(o, torch.nn.Linear)][-1].out_features
+def _n_out(learn):
+    "How many numbers the network of `learn` gives for a picture; `None` where its last layer is of another kind."
+    last = [o for o in learn.model.modules() if isinstance(o, torch.nn.Linear)][-1:]
+    return last[0].out_features if last and isinstance(learn.model, torch.nn.Sequential) else None
 
 # %% ../../nbs/61_use.bundle.ipynb #37c70dfb
 _export_pickle = Learner.export
@@ -121,7 +125,7 @@ def export(
     with atomic_path(path) as tmp: save_file(state, tmp, metadata=dict(format='pt', learnkit=config))
     return path
 
-# %% ../../nbs/61_use.bundle.ipynb #fd01620c
+# %% ../../nbs/61_use.bundle.ipynb #f42b6a9e
 def read_bundle(path) -> dict: # the json page
     "The facts in the bundle at `path`; raises `NotFound`, or `DataError` where it is no bundle."
     path = Path(path)
@@ -132,30 +136,32 @@ def read_bundle(path) -> dict: # the json page
     if not isinstance(page, dict): raise DataError(f'{path} is a safetensors file without the page that learnkit writes.')
     if page.get('learnkit') != FORMAT: raise DataError(
         f'{path} has format {page.get("learnkit")}, this version of learnkit reads {FORMAT}. Read it with learnkit {page.get("versions", {}).get("learnkit", "?")}.')
-    return page
+    return dict(about={}) | page
 
-# %% ../../nbs/61_use.bundle.ipynb #df5b92f8
-_types = dict(task=str, arch=str, model=dict, n_out=int, picture=str, item=list, batch=list, pretrained=bool)
+# %% ../../nbs/61_use.bundle.ipynb #88687e19
+_types = dict(task=str, arch=str, model=dict, n_out=(int, type(None)), about=dict, picture=str, item=list, batch=list, pretrained=bool)
 
 def _check(page, path):
     "Raise `DataError` unless each field of `page` is of its kind."
     for k,t in _types.items():
-        if not isinstance(page.get(k), t): raise DataError(f'{path}: {k} is {page.get(k)!r}, which is no {t.__name__}. The bundle is damaged or forged.')
+        if not isinstance(page.get(k), t): raise DataError(f'{path}: {k} is {page.get(k)!r}, which is no {getattr(t, "__name__", "int")}. The bundle is damaged or forged.')
     if page['picture'] not in ('RGB', 'L'): raise DataError(f'{path}: picture is {page["picture"]!r}, neither RGB nor L.')
     vocab = page.get('vocab')
     if vocab is not None and not all(isinstance(o, str) for o in vocab): raise DataError(f'{path}: the class names are not all text.')
 
-# %% ../../nbs/61_use.bundle.ipynb #36e43523
+# %% ../../nbs/61_use.bundle.ipynb #2d6e64ed
 def _empty_dls(task, page):
     "`DataLoaders` without pictures, with the transforms and classes of `page`."
     blocks = task.blocks(vocab=page['vocab'], picture=PILImageBW if page['picture'] == 'L' else PILImage)
-    vocab = page['vocab'] or ['']
-    dummy = Record(Image.new(page['picture'], (8, 8)), label=vocab[0], labels=[vocab[0]], value=[0.]*page['n_out'])
-    block = DataBlock(blocks=blocks, splitter=IndexSplitter([1]))
+    vocab,points = page['vocab'] or [''],page['about'].get('points', [])
+    dummy = Record(Image.new(page['picture'], (8, 8)), label=vocab[0], labels=[vocab[0]], value=[0.]*(page['n_out'] or 1), boxes=[[0, 0, 8, 8]],
+        masks=[[[0, 0, 8, 0, 8, 8]]], points=[(1, 1, 2)]*len(points))
+    block = DataBlock(blocks=blocks, n_inp=1, splitter=IndexSplitter([1]))
     block.item_tfms,block.batch_tfms = L(_rebuild(page['item'])),L(_rebuild(page['batch']))
-    return block.dataloaders([dummy, dummy], bs=1, num_workers=0, device=torch.device('cpu'))
+    dls = block.dataloaders([dummy, dummy], bs=1, num_workers=0, device=torch.device('cpu'))
+    return TaskLoaders(*dls.loaders, device=dls.device).know(task, about=page['about'])
 
-# %% ../../nbs/61_use.bundle.ipynb #e0a75932
+# %% ../../nbs/61_use.bundle.ipynb #a7ab02cc
 def _load_bundle(path, cpu=True):
     "The learner in the bundle at `path`."
     page = read_bundle(path)
@@ -163,7 +169,7 @@ def _load_bundle(path, cpu=True):
     task = get_task(page['task'])
     try:
         dls = _empty_dls(task, page)
-        learn = task_learner(task, dls, page['arch'], pretrained=False, normalize=False, model_kw=page['model'] | dict(n_out=page['n_out']),
+        learn = task_learner(task, dls, page['arch'], pretrained=False, normalize=False, model_kw=page['model'],
             precision=page.get('precision', 'fp32'))
     except (TypeError, ValueError, KeyError, RuntimeError) as e:
         if isinstance(e, LearnkitError): raise

@@ -14,16 +14,16 @@ from ..data.show import grid_axes, show_grid, show_picture, to_array
 from ..train.learner import TaskLearner, body_of
 from ..train.predict import size_of_item
 
-# %% ../../nbs/60_use.interpret.ipynb #6b9b9769
+# %% ../../nbs/60_use.interpret.ipynb #43be0210
 class TaskInterpretation:
     "Targets, predictions and losses of `learn` on the pictures of `dl` (default: the validation pictures)."
     def __init__(self, learn, dl=None):
         self.learn,self.dl = learn,(dl or learn.dls.valid).new(shuffle=False, drop_last=False)
-        preds,targs,decoded,losses = learn.get_preds(dl=self.dl, with_decoded=True, with_loss=True, reorder=False)
-        self.preds,self.targs,self.decoded,self.losses = preds,targs,decoded,losses.reshape(len(targs), -1).mean(1)
-        self.facts = L(learn.task.decode(preds, learn.dls, (size_of_item(getattr(o, 'image', o)) for o in self.dl.dataset.items)))
-        words = self.dl.dataset.tls[1].decode
-        self.truth,self.guess = L(words(o) for o in targs),L(words(o) for o in decoded)
+        each = getattr(learn.loss_func, 'each', None)
+        self.preds,self.targs,self.decoded,*losses = learn.get_preds(dl=self.dl, with_decoded=True, with_loss=each is None, reorder=False)
+        self.losses = losses[0].reshape(len(self.targs), -1).mean(1) if each is None else each(self.preds, self.targs)
+        self.facts = L(learn.task.decode(self.preds, learn.dls, (size_of_item(getattr(o, 'image', o)) for o in self.dl.dataset.items)))
+        self.truth,self.guess = (L(detuplify(learn._words(t)) for t in zip(*tuplify(o))) for o in (self.targs, self.decoded))
 
     def __len__(self): return len(self.losses)
     def __repr__(self): return f'Interpretation of {len(self)} pictures, mean loss {self.losses.mean():.4f}'
@@ -53,7 +53,7 @@ def plot_curves(self:TaskLearner):
     for ax,t in ((left, 'loss'), (right, 'on the validation pictures')): ax.set(title=t, xlabel='steps'), ax.legend(), ax.set_ylim(bottom=0)
     return fig
 
-# %% ../../nbs/60_use.interpret.ipynb #705e88e1
+# %% ../../nbs/60_use.interpret.ipynb #d4e3f69d
 @patch
 def top_losses(
     self:TaskInterpretation,
@@ -69,7 +69,7 @@ def top_losses(
 def plot_top_losses(self:TaskInterpretation, k:int=9, **kwargs):
     "Draw the `k` pictures with the highest loss, with target and prediction; `kwargs` go to `grid_axes`."
     idxs = self.losses.argsort(descending=True)[:k].tolist()
-    return show_grid([(self._picture(i), self.truth[i], self.guess[i]) for i in idxs], self.learn.task.show, **kwargs)
+    return show_grid([(self._picture(i), self.truth[i], self.guess[i]) for i in idxs], self.learn.show, **kwargs)
 
 @patch
 def _picture(self:TaskInterpretation, i):
