@@ -3,7 +3,6 @@ import numpy as np, pandas as pd, pytest, torch
 from learnkit.core import DataError, NotFound
 from learnkit.data.doodles import write_doodle_scenes
 from learnkit.data.formats import read_coco
-from learnkit.data.objects import encode_runs
 from learnkit.train.metrics import average_precision
 from learnkit.use.objects import ERRORS, object_errors, object_report
 
@@ -128,11 +127,11 @@ def scenes(tmp_path_factory, one_thread): return read_coco(write_doodle_scenes(t
 
 def cheat(x, boxes, labels, *more):
     "What a network gives in validation: the truth, of which a few objects are lost, renamed, moved or doubled."
-    g = torch.Generator().manual_seed(3)
+    g = torch.Generator().manual_seed(int(labels.sum()))
     b,y = (torch.cat([o.as_subclass(torch.Tensor)]*2, 1) for o in (boxes, labels))
     fate,first = torch.rand(y.shape, generator=g),torch.arange(y.shape[1]) < labels.shape[1]
-    b = b + torch.where(first, .4*(fate > .8), .8*(fate > .9))[...,None]*torch.randn(b.shape, generator=g)*(b[...,2:]-b[...,:2]).repeat(1, 1, 2)
-    y = torch.where((fate < .2) & first, 3-y, y)*(y > 0)*(fate > torch.where(first, .1, .8))
+    b = b + torch.where(first, .4*(fate > .8), 1.5*(fate > .8))[...,None]*torch.randn(b.shape, generator=g)*(b[...,2:]-b[...,:2]).repeat(1, 1, 2)
+    y = torch.where((fate < .2) & first, 3-y, y)*(y > 0)*(fate > torch.where(first, .1, .6))
     scores = torch.rand(y.shape, generator=g)*(y > 0)
     found = [b, y.clamp(0), scores]
     if more and more[0].shape[-1] > 2: found.append(torch.rand(*y.shape, 28, 28, generator=g)*.5+.45)
@@ -140,7 +139,8 @@ def cheat(x, boxes, labels, *more):
         p = more[0].as_subclass(torch.Tensor).view(*labels.shape, -1, 2).nan_to_num()
         found.append(torch.cat([torch.cat([p]*2, 1), torch.ones(*y.shape, p.shape[2], 1)], -1))
     best = scores.argsort(1, descending=True)
-    return [torch.stack([o[j] for o,j in zip(f, best)]) for f in found], dict(loss=scores.sum())
+    def filled(o): return torch.cat([o, o.new_zeros(12-len(o), *o.shape[1:])])
+    return tuple(torch.stack([filled(o[j]) for o,j in zip(f, best)]) for f in found), dict(loss=scores.sum())
 
 def interpreted(records, task='detection', **kw):
     import learnkit.task.detection as d
@@ -157,7 +157,7 @@ def test_report_adds_up(interp, scenes):
     assert list(r) == ['AP', 'AP50', 'objects', 'found', 'right', *ERRORS]
     for k in ('objects', *ERRORS): assert r[k].iloc[:2].sum() == r[k]['all']
     assert r.objects['all'] == sum(len(o.boxes) for o in scenes) and r[list(ERRORS)].loc['all'].sum() == len(rows)
-    assert {*rows.kind} == {*ERRORS}, 'an error of each kind'
+    assert {*rows.kind} == {*ERRORS}, f'an error of each kind is wanted, {rows.kind.value_counts()}'
     for o in r.index:
         right,wrong = r.found[o]*r.objects[o],r.loc[o, list(ERRORS[1:])].sum()
         assert right == pytest.approx(round(right), abs=.05) and r.right[o] == pytest.approx(right/(right+wrong), abs=2e-3)
@@ -206,7 +206,6 @@ def test_shapes_and_poses_of_a_learner(scenes, task, extra):
     assert extra in it.facts[0] and list(it.report().index) == ['cat', 'dog', 'all'] and len(it.errors())
     assert it.scores.areas == ['all', *['small']*(extra == 'masks'), 'medium', 'large']
     assert len(it.plot_worst(2)) == 2 and it.plot_precision_recall() and it.plot_errors()
-    if extra == 'masks': assert not isinstance(it.facts[0]['masks'][0], np.ndarray) and encode_runs(it._both()[1][0]['masks'][0])
 
 def test_nothing_found(scenes):
     it = interpreted(scenes)

@@ -24,17 +24,24 @@ from .maps import DenseBody, dense
 from .weights import read_weights, weights_file
 from .zoo import split_point
 
-# %% ../../nbs/36_models.detect.ipynb #b4c8aa96
+# %% ../../nbs/36_models.detect.ipynb #347771da
 def _plain(x): return x.as_subclass(torch.Tensor)
 
 def _scale(h, w, like): return torch.tensor([w,h], device=like.device)/2 # pixels for 1 of the way from -1 to 1, across and down
+
+# %% ../../nbs/36_models.detect.ipynb #a1211904
+def _each(points, labels):
+    "`points` as (B, N, P, 3)."
+    if points.ndim == 4: return points
+    p = points.unflatten(1, (labels.shape[1], -1))
+    return torch.cat([p.nan_to_num(), 2.*p[...,:1].isfinite()], -1)
 
 def objects_of(
     boxes:torch.Tensor, # (B, N, 4), from -1 to 1
     labels:torch.Tensor, # (B, N), 0 = no object
     h:int, w:int, # size of the pictures in pixels
     masks:torch.Tensor=None, # (B, h, w) whole numbers, i+1 where object i is
-    points:torch.Tensor=None) -> list: # (B, N, P, 3): x and y from -1 to 1, and 0 = not there, 1 = hidden, 2 = seen
+    points:torch.Tensor=None) -> list: # (B, N, P, 3): x and y from -1 to 1, and 0 = not there, 1 = hidden, 2 = seen; or (B, N*P, 2), nan = not there
     "Make a dict for each picture: `boxes` (n, 4) in pixels, `labels` (n), and `masks` (n, h, w) or `keypoints` (n, P, 3); n may be 0."
     boxes,labels,res = _plain(boxes).float(),_plain(labels).long(),[]
     px = _scale(h, w, boxes)
@@ -44,7 +51,7 @@ def objects_of(
         d = dict(boxes=b[keep], labels=l[keep])
         if masks is not None: d['masks'] = (_plain(masks)[i] == keep[:,None,None]+1).byte()
         if points is not None:
-            p = _plain(points)[i,keep].float()
+            p = _each(_plain(points).float(), labels)[i,keep]
             d['keypoints'] = torch.cat([(p[...,:2]+1)*px, p[...,2:]], -1)
         res.append(d)
     return res
@@ -179,7 +186,7 @@ def _forward(self, x, boxes=None, labels=None, more=None):
 
 TorchvisionDetector.look,TorchvisionDetector.forward = _look,_forward
 
-# %% ../../nbs/36_models.detect.ipynb #1608c5be
+# %% ../../nbs/36_models.detect.ipynb #1bd86e20
 @contextmanager
 def _learning(stage, on):
     "Set `.training` of `stage`, not of its layers, to `on` within the block."
@@ -187,7 +194,7 @@ def _learning(stage, on):
     try: yield
     finally: stage.training = was
 
-def _to_float(m, inp, out): return out.float() if isinstance(out, torch.Tensor) else type(out)(_to_float(m, inp, o) for o in out)
+def _to_float(m, inp, out): return out.float().contiguous() if isinstance(out, torch.Tensor) else type(out)(_to_float(m, inp, o) for o in out)
 
 class TwoStage(TorchvisionDetector):
     "Proposals first, then a second look at each: Faster, Mask and Keypoint R-CNN."
