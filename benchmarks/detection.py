@@ -14,12 +14,12 @@ from measure import *
 
 # name: (data set, task, kind of network, size, pictures a batch, epochs after the frozen one, learning rate, figure, target, aim, minutes)
 SETS = dict(
-    bccd=('bccd', 'detection', 'yolo', 320, 8, 14, None, 'mAP50', .70, .85, 15),
-    pedestrians=('PennFudanPed', 'detection', 'yolo', 320, 8, 24, None, 'mAP50', .60, .85, 15),
-    scenes=('doodle_scenes', 'detection', 'yolo', 192, 16, 8, None, 'mAP50', .90, .97, 5),
-    masks=('PennFudanPed', 'instance', 'maskrcnn', 320, 4, 12, None, 'mAP50', .40, .70, 20),
+    bccd=('bccd', 'detection', 'yolo', 256, 8, 10, None, 'mAP50', .70, .85, 15),
+    pedestrians=('PennFudanPed', 'detection', 'yolo', 256, 8, 24, None, 'mAP50', .60, .85, 15),
+    scenes=('doodle_scenes', 'detection', 'yolo', 192, 8, 6, None, 'mAP50', .90, .97, 5),
+    masks=('PennFudanPed', 'instance', 'maskrcnn', 256, 4, 12, None, 'mAP50', .40, .70, 20),
     faces=('face_keypoints', 'keypoints', 'heatmap', 128, 16, 10, None, 'pck', .80, .93, 8),
-    coco=('coco', 'detection', 'yolo', 320, 8, 20, None, 'mAP50', None, None, None))
+    coco=('coco', 'detection', 'yolo', 256, 8, 20, None, 'mAP50', None, None, None))
 
 def records_of(data, path, lk):
     "The records of the data set `data` in `path`."

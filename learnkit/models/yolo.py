@@ -144,7 +144,7 @@ def best_boxes(
     keep = batched_nms(boxes[place], best, label, overlap)[:most]
     return dict(boxes=boxes[place[keep]], labels=label[keep]+1, scores=best[keep])
 
-# %% ../../nbs/37_models.yolo.ipynb #a1f34ca0
+# %% ../../nbs/37_models.yolo.ipynb #1c4c189f
 class Yolo(nn.Module):
     "A one-stage detector without anchors; see `learnkit.models.detect` for what it takes and gives."
     arch = 'yolo'
@@ -161,6 +161,7 @@ class Yolo(nn.Module):
         self.body,self.neck = body,YoloNeck(body.features, body.reductions, width, steps)
         self.head = YoloHead(width, n_classes, depth)
         self.steps,self.most,self.min_score,self.overlap = steps,most,min_score,overlap
+        self.rates = 1.6e-2,max(10, body.body.lr_mult) # for `fine_tune`, see `TaskLearner`
 
     def groups(self):
         "Three lists of parameters: early and late ones of the body, and everything above it."

@@ -54,10 +54,10 @@ instance = register(Task('instance', blocks=shape_blocks, loss=lambda dls: Objec
 pose = register(Task('pose', blocks=joint_blocks, loss=lambda dls: ObjectLoss('points'), metrics=(PointScore, HalfScore),
     show=partial(show_objects, kind='points'), decode=partial(decode_objects, kind='points'), **_common))
 
-# %% ../../nbs/53_task.detection.ipynb #d77b73d4
+# %% ../../nbs/53_task.detection.ipynb #eee0fe77
 def box_tfms(strength=1., **kwargs): # for `augment_tfms`
     "Batch transforms for pictures with boxes: `augment_tfms` without turns."
-    return augment_tfms(strength, **(dict(rotate=0., warp=0., zoom=1.5, shrink=.6) | kwargs))
+    return augment_tfms(strength, **(dict(rotate=0., warp=0., zoom=1.4, shrink=.7) | kwargs))
 
 # %% ../../nbs/53_task.detection.ipynb #359e8b7e
 def class_names(records) -> list:
@@ -81,14 +81,14 @@ def _mirror(rs):
     pairs = mirror_pairs(getattr(rs, 'about', {}).get('points', []))
     return dict(pairs=pairs, flip=pairs != list(range(len(pairs))))
 
-# %% ../../nbs/53_task.detection.ipynb #334610c6
+# %% ../../nbs/53_task.detection.ipynb #19a3e91f
 @checked
 @delegates(record_dls, but=['task', 'records'])
 def detection_dls(
     source, # records with `boxes` and `labels`, or a folder or file that `read_objects` reads
     vocab=None, # names of the classes in order; None: those of the records
     size=256, # pixels: an int, or (height, width)
-    bs:int=16, # pictures a batch
+    bs:int=8, # pictures a batch; small ones give more steps, which count
     method:str='squish', # how pictures come to `size`: 'squish' or 'pad'
     augment=1., # strength of `box_tfms`, or a list of batch transforms
     **kwargs): # see `record_dls`
