@@ -38,12 +38,13 @@ def test_the_same_as_coco(tmp_path):
 
 def test_boxes_that_are_wrong(tmp_path):
     f = table(tmp_path, ['p0.png,cat,10,20,50,60', 'p0.png,cat,90,70,130,120', 'p0.png,cat,200,10,210,20', 'p0.png,cat,10,10,10,20', 'p0.png,cat,50,10,10,20',
-        'p0.png,cat,10,nan,20,30', 'p0.png,cat,10,20,50,60', 'p0.png,,1,2,3,4', 'p0.png,nan,1,2,3,4', 'p0.png,cat,1,2,x,4', 'p0.png,cat,1,2,,4', 'lost.png,cat,1,2,3,4',
-        ',cat,1,2,3,4', 'p1.png,cat,1,2,3,4,5', 'p1.png,cat,-5,-5,-1,-1', 'p0.png,cat,-0.5,3,20,30', 'p1.png,nan,nan,nan,nan,nan'])
+        'p0.png,cat,10,nan,20,30', 'p0.png,cat,10,20,50,60', 'p0.png,,1,2,3,4', 'p0.png,nan,1,2,3,4', 'p0.png,cat,1,2,x,4', 'p0.png,cat,1,2,,4',
+        'lost.png,cat,1,2,3,4', ',cat,1,2,3,4', 'p1.png,cat,1,2,3,4,5', 'p1.png,cat,-5,-5,-1,-1', 'p0.png,cat,-0.5,3,20,30', 'p1.png,nan,nan,nan,nan,nan'])
     rs = read_csv(f, boxes=edges)
     assert [r.boxes for r in rs] == [[[10, 20, 50, 60], [90, 70, 100, 80], [0, 3, 20, 30]], []]
     words = {3:'(p0.png) is clipped', 4:'outside the picture of 100 by 80', 5:'without area', 6:'swapped edges', 7:"no number in ymin, but 'nan'",
-        8:'second cat', 9:'has no class', 10:'has no class', 11:"no number in xmax, but 'x'", 12:"no number in xmax, but ''", 13:'names lost.png, which does not exist',
+        8:'second cat', 9:'has no class', 10:'has no class', 11:"no number in xmax, but 'x'", 12:"no number in xmax, but ''",
+        13:'names lost.png, which does not exist',
         14:'names no picture', 15:'has 7 cells', 16:'outside the picture'}
     for n,w in words.items(): assert any(f'{f}, row {n}, ' in o and w in o for o in told(rs)), (n, w)
     assert len(rs.problems) == len(words)+1 and any('that no row of t.csv names, such as p2.png' in o for o in told(rs))
@@ -62,7 +63,8 @@ def test_parts(tmp_path):
     rs = read_csv(f, boxes=edges)
     assert [(r.split, len(r.boxes)) for r in rs] == [('train', 1), ('valid', 1), ('valid', 0)]
     assert [o.row for o in rs.problems] == [4, 6] and 'into another part than row 2' in told(rs)[0]
-    f = table(tmp_path, ['p0.png,cat,1,2,9,9,train', 'p1.png,cat,1,2,9,9,val', 'p2.png,cat,1,2,9,9,test', 'p2.png,cat,5,2,9,9,test'], 'fname,class,xmin,ymin,xmax,ymax,part')
+    f = table(tmp_path, ['p0.png,cat,1,2,9,9,train', 'p1.png,cat,1,2,9,9,val', 'p2.png,cat,1,2,9,9,test', 'p2.png,cat,5,2,9,9,test'],
+        'fname,class,xmin,ymin,xmax,ymax,part')
     rs = read_csv(f, split='part', boxes=edges)
     assert [r.split for r in rs] == ['train', 'valid'] and any("2 rows of the part 'test'" in o for o in told(rs))
 

@@ -59,7 +59,7 @@ def mean_shape(
     far = (xy-mid).square().sum(-1).nanmean(0).sqrt()
     return torch.cat([mid, far[:,None]], -1).nan_to_num()
 
-# %% ../../nbs/51_task.keypoints.ipynb #30193b28
+# %% ../../nbs/51_task.keypoints.ipynb #d0c5fc81
 def _conv(n_in, n_out, ks=3): return nn.Sequential(conv_bn(n_in, n_out, ks), nn.ReLU(inplace=True))
 
 class PointHead(nn.Module):
@@ -79,10 +79,10 @@ class PointHead(nn.Module):
         nn.init.zeros_(self.move.weight), nn.init.zeros_(self.move.bias)
 
     def forward(self, x):
-        x = self.mix(x)
+        x = self.mix(x.as_subclass(torch.Tensor))
         return torch.cat([self.mean[:,:2].float()+self.move(x).float().unflatten(1, (-1, 2)), self.there(x).float()[...,None]], -1)
 
-# %% ../../nbs/51_task.keypoints.ipynb #395608d0
+# %% ../../nbs/51_task.keypoints.ipynb #eae10b16
 class HeatmapNet(nn.Module):
     "A body and a way back to fine maps, a map for each point: (B, 3, H, W) -> (B, P, 3); in training also the maps (B, P, h, w)."
     def __init__(self,
@@ -101,7 +101,7 @@ class HeatmapNet(nn.Module):
         self.rates = 2.5*body.body.lr,body.body.lr_mult # most of this network begins from nothing
 
     def forward(self, x):
-        maps = self.body(x)
+        maps = self.body(x := x.as_subclass(torch.Tensor))
         there,logits = self.there(maps[-1].mean((2, 3))),self.paint(maps, *x.shape[-2:])
         xy = soft_argmax(logits.flatten(2).softmax(-1).view_as(logits))
         found = torch.cat([xy, there.float()[...,None]], -1)
@@ -167,7 +167,7 @@ class PointLoss:
         loss = loss + self.there*F.binary_cross_entropy_with_logits(there, seen.float(), reduction='none').mean(1)
         return loss.mean() if self.reduction == 'mean' else loss
 
-# %% ../../nbs/51_task.keypoints.ipynb #a8697262
+# %% ../../nbs/51_task.keypoints.ipynb #431ba347
 def _cross_entropy(logits, hills): return -(hills.flatten(2)*logits.flatten(2).log_softmax(-1)).sum(-1) # of maps (B, P, h, w) -> (B, P)
 
 @patch
@@ -178,6 +178,7 @@ def decodes(self:PointLoss, pred):
     "The points (B, P, 2), nan where one is not there."
     return TensorPoint(torch.where(pred[...,2:] >= self.thresh, pred[...,:2], torch.nan))
 
+# %% ../../nbs/51_task.keypoints.ipynb #47e21ef4
 @patch
 def with_mirror(self:PointLoss, preds, mirrored, about):
     "The mean of `preds` and of what was found in the mirror images; `preds` alone where `about` has no pairs of points."

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DTYPES', 'LAYOUTS', 'MixedPrecision', 'seconds', 'has_fast_bf16', 'ways', 'probe', 'speed_key', 'measured', 'fastest',
-           'AutoPrecision', 'precision_cb', 'FusedAdam', 'Adam', 'folded', 'Short', 'shortened', 'PackedConv', 'packed',
-           'ask', 'for_answers']
+           'AutoPrecision', 'precision_cb', 'FusedAdam', 'Adam', 'folded', 'Short', 'Mixed', 'shortened', 'PackedConv',
+           'packed', 'ask', 'for_answers']
 
 # %% ../../nbs/42_train.speed.ipynb #9b91dd66
 import hashlib, json, platform, time, torch
@@ -230,7 +230,7 @@ def _fold_parts(m):
         except Exception: _fold_parts(c)
     return m
 
-# %% ../../nbs/42_train.speed.ipynb #09221125
+# %% ../../nbs/42_train.speed.ipynb #d064f7f3
 class Short(nn.Module):
     "The network `net`, which computes in `dtype` and gives 32-bit floats."
     def __init__(self, net, dtype):
@@ -238,9 +238,18 @@ class Short(nn.Module):
         self.net,self.dtype = net.to(dtype),dtype
     def forward(self, x): return self.net(x.to(self.dtype)).float()
 
-def shortened(net, dtype):
+class Mixed(nn.Module):
+    "The network `net` under autocast to `dtype`, for one that gives several tensors and knows which of its steps need all 32 bits."
+    def __init__(self, net, dtype):
+        super().__init__()
+        self.net,self.dtype = net,dtype
+    def forward(self, x):
+        with autocast(x.device.type, dtype=self.dtype): return self.net(x)
+
+def shortened(net, dtype, several=False): # several: does it give several tensors?
     "`net` in precision `dtype`: its body, if it has one, or else the whole."
     if dtype == torch.float32: return net
+    if several: return Mixed(net, dtype)
     if isinstance(net, nn.Sequential) and isinstance(net[0], Body): return nn.Sequential(Short(net[0], dtype), *net[1:])
     return Short(net, dtype)
 
@@ -265,7 +274,7 @@ def packed(net, x):
             if c in shapes and c.padding_mode == 'zeros' and not isinstance(c.padding, str): setattr(m, k, PackedConv(c, shapes[c]))
     return res
 
-# %% ../../nbs/42_train.speed.ipynb #10604106
+# %% ../../nbs/42_train.speed.ipynb #e17e126b
 def ask(net, x):
     "What `net` says about the batch `x`, without notes for a backward pass."
     with torch.inference_mode(): return net(x)
@@ -274,19 +283,23 @@ def _same(make, x, truth):
     "`make()`, if that is a network that gives `truth` for the batch `x`, else `None`."
     try:
         net = make()
-        return net if torch.allclose(ask(net, x), truth, rtol=1e-3, atol=1e-3*truth.abs().max().item()) else None
+        return net if all(map(_alike, tuplify(ask(net, x)), tuplify(truth))) else None
     except Exception: return None # a part is used in a way that the copy does not know
+
+# %% ../../nbs/42_train.speed.ipynb #4da976c1
+def _alike(a, b): return a.shape == b.shape and torch.allclose(a.float(), b.float(), rtol=1e-3, atol=1e-3*b.abs().max().item())
 
 def for_answers(
     net, # network in `eval` mode
     x, # batch (B, C, H, W) on the device of `net`
     precisions, # names in `DTYPES`
     pack:bool=True) -> dict: # also with packed weights, which pay for single pictures
-    "Copies of `net` that answer as it does, up to rounding: {'bf16': network, 'bf16 packed': network…}; none if its answer is no tensor."
+    "Copies of `net` that answer as it does, up to rounding: {'bf16': network, 'bf16 packed': network…}; none if its answer is neither a tensor nor a tuple of tensors."
     truth,layout,res = ask(net, x),torch.channels_last if x.device.type != 'mps' else torch.contiguous_format,{}
-    if not isinstance(truth, torch.Tensor): return res
+    several = isinstance(truth, tuple)
+    if not all(isinstance(o, torch.Tensor) for o in tuplify(truth)): return res
     copy = (_same(lambda: folded(net), x, truth) or deepcopy(net).requires_grad_(False)).to(memory_format=layout)
     for k in precisions:
-        res[k] = shortened(deepcopy(copy), DTYPES[k]).to(memory_format=layout)
+        res[k] = shortened(deepcopy(copy), DTYPES[k], several).to(memory_format=layout)
         if pack and x.device.type == 'cpu' and (p := _same(lambda: packed(res[k], x), x, ask(res[k], x))) is not None: res[f'{k} packed'] = p
     return res

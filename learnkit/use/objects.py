@@ -55,14 +55,31 @@ def _verdict(like, same, out, free, least, poor):
         if can.any(): return k, _most(can & free if (can & free).any() else can, like)
     return 'false', None
 
-# %% ../../nbs/64_use.objects.ipynb #40cdfb05
+# %% ../../nbs/64_use.objects.ipynb #24573824
+class _Masks:
+    "Masks that are kept as runs, and decoded one at a time."
+    def __init__(self, masks): self.runs = [o if isinstance(o, dict) else encode_runs(o) for o in masks]
+    def __len__(self): return len(self.runs)
+    def __getitem__(self, i): return decode_runs(self.runs[i])
+
+def _measured(facts, kind):
+    "The `facts` of pictures with `masks` that need little memory and their areas, or with `points` for each object."
+    if kind == 'masks':
+        facts = [o if isinstance(o['masks'], _Masks) else o | dict(masks=_Masks(o['masks'])) for o in facts]
+        return [o if 'areas' in o else o | dict(areas=[float(m.sum()) for m in o['masks']]) for o in facts]
+    if kind == 'boxes': return list(facts)
+    facts = list(facts)
+    none = [(0., 0., 0)]*next((len(p) for o in facts for p in o['points'] if p is not None and len(p)), 1)
+    return [o | dict(points=[none if p is None or not len(p) else p for p in o['points']]) for o in facts]
+
+# %% ../../nbs/64_use.objects.ipynb #a8056b16
 def object_errors(
     found, # a dict for each picture: `boxes` (N, 4) in pixels, `labels`, `scores`, and perhaps `masks` or `points`
     truth, # a dict for each picture: `boxes`, `labels`, perhaps `crowd`, and perhaps `masks` or `points`
     thresh:float=.25, # lowest score that counts
     least:float=.5, # overlap from which a finding is right
     poor:float=.1, # overlap from which a finding of the right class is poorly placed, below `least`
-    kind:str='boxes') -> pd.DataFrame: # what is compared: 'boxes', 'masks' (arrays) or 'points'
+    kind:str='boxes') -> pd.DataFrame: # what is compared: 'boxes', 'masks' (arrays or runs) or 'points'
     "A row for each error: picture, kind (one of `ERRORS`), true and predicted label, overlap, score, box; raises `DataError` for facts without boxes."
     rows = _verdicts(found, truth, thresh, least, poor, kind)
     return rows[rows.kind.isin(ERRORS)].reset_index(drop=True)
@@ -71,10 +88,10 @@ def _verdicts(found, truth, thresh, least, poor, kind):
     "The table of `object_errors`, also with findings that are right or in a crowd, and with objects that an error explains."
     choose(kind, ['boxes', 'masks', 'points'], 'kind of target')
     if len(found) != len(truth): raise DataError(f'Findings in {len(found)} pictures, and the truth of {len(truth)}.')
-    _need_keys(found, ['boxes', 'labels', 'scores'], 'found'), _need_keys(truth, ['boxes', 'labels'], 'truth')
+    for o,keys,what in ((found, ['boxes', 'labels', 'scores', kind], 'found'), (truth, ['boxes', 'labels', kind], 'truth')): _need_keys(o, keys, what)
     if not 0 <= poor <= least <= 1: raise DataError(f'poor={poor} and least={least}: overlaps lie between 0 and 1, and poor is the lower one.')
     rows = []
-    for n,(p,t) in enumerate(zip(found, truth)):
+    for n,(p,t) in enumerate(zip(_measured(found, kind), _measured(truth, kind))):
         for verdict,i,m,overlap in _judge(p, t, thresh, least, poor, kind):
             said = (None, np.nan, t['boxes'][m]) if i is None else (p['labels'][i], p['scores'][i], p['boxes'][i])
             rows.append((n, verdict, None if m is None else t['labels'][m], said[0], overlap, float(said[1]), [float(v) for v in said[2]]))
@@ -85,21 +102,7 @@ def _need_keys(facts, keys, what):
     for n,o in enumerate(facts):
         if lost := [k for k in keys if k not in o]: raise DataError(f'Picture {n} of {what} has {", ".join(o) or "no facts"}, and no {lost[0]}.')
 
-# %% ../../nbs/64_use.objects.ipynb #63136e90
-class _Masks:
-    "Masks that are kept as runs, and decoded one at a time."
-    def __init__(self, masks): self.runs = [o if isinstance(o, dict) else encode_runs(o) for o in masks]
-    def __len__(self): return len(self.runs)
-    def __getitem__(self, i): return decode_runs(self.runs[i])
-
-def _measured(o, kind, n_points=0):
-    "The facts `o` of one picture with `masks` that need little memory and their areas, or with `points` for each object."
-    if kind == 'masks': o = o | dict(masks=_Masks(o['masks']))
-    if kind == 'masks': o = o | dict(areas=[float(m.sum()) for m in o['masks']])
-    if kind == 'points': o = o | dict(points=[p or [(0., 0., 0)]*n_points for p in o['points']])
-    return o
-
-# %% ../../nbs/64_use.objects.ipynb #375bcf6c
+# %% ../../nbs/64_use.objects.ipynb #dbd10c57
 def _need_boxes(interp):
     "Raise `DataError` unless the answers of `interp` have boxes."
     facts = interp.facts[0] if len(interp) else {}
@@ -112,9 +115,12 @@ def _both(self:TaskInterpretation):
     if getattr(self, '_found', None) is None:
         _need_boxes(self)
         items,kind = self.dl.dataset.items,next((k for k in ('masks', 'points') if k in self.facts[0]), 'boxes')
-        sizes,n = (size_of_item(getattr(o, 'image', o)) for o in items),self.preds[3].shape[2] if kind == 'points' else 0
+        if any(getattr(o, 'boxes', None) is None for o in items): raise DataError(
+            'The true boxes of these pictures are not known. Interpret records with boxes.')
+        sizes = (size_of_item(getattr(o, 'image', o)) for o in items)
         found = self.learn.task.decode(self.preds, self.learn.dls, sizes, thresh=.05 if kind == 'masks' else 0.)
-        self._found = [_measured(o, kind) for o in found],[_measured(record_facts(r, kind), kind, n) for r in items],kind
+        truth = _measured((record_facts(r, kind) for r in items), kind)
+        self._found = _measured(found, kind),truth,kind
     return self._found
 
 # %% ../../nbs/64_use.objects.ipynb #f714daf6
@@ -206,7 +212,7 @@ def plot_precision_recall(
     ctx.legend(title=f'AP at overlap {at:g}', loc='lower left')
     return ctx
 
-# %% ../../nbs/64_use.objects.ipynb #c921f1a9
+# %% ../../nbs/64_use.objects.ipynb #686a6e0f
 @patch
 def plot_errors(
     self:TaskInterpretation,
@@ -217,7 +223,7 @@ def plot_errors(
     "Draw how many errors of each kind there are, and return the matplotlib axes; raises `DataError` for answers without boxes."
     rows = self._judged(thresh, least, poor)
     if ctx is None: _,ctx = plt.subplots(figsize=(6, 3.2), layout='constrained')
-    names,n,below = _most_frequent(rows, self.scores.classes),_counts(rows),np.zeros(len(ERRORS))
+    names,n,below = _most_frequent(rows, self.learn.dls.vocab),_counts(rows),np.zeros(len(ERRORS))
     left = [n[k] for k in ERRORS]
     for o,color in _colors(names).items():
         high = np.array([_counts(rows, o)[k] for k in ERRORS])
