@@ -18,7 +18,7 @@ SETS = dict(
     pedestrians=('PennFudanPed', 'detection', 'yolo', 256, 8, 24, None, 'mAP50', .60, .85, 15),
     scenes=('doodle_scenes', 'detection', 'yolo', 192, 8, 6, None, 'mAP50', .90, .97, 5),
     masks=('PennFudanPed', 'instance', 'maskrcnn', 256, 4, 12, None, 'mAP50', .40, .70, 20),
-    faces=('face_keypoints', 'keypoints', 'heatmap', 128, 16, 10, None, 'pck', .80, .93, 8),
+    faces=('face_keypoints', 'keypoints', 'heatmap', 128, 32, 12, None, 'pck', .80, .93, 8),
     coco=('coco', 'detection', 'yolo', 256, 8, 20, None, 'mAP50', None, None, None))
 
 def records_of(data, path, lk):

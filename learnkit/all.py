@@ -8,7 +8,7 @@ __all__ = []
 # %% ../nbs/68_all.ipynb #a9fe7738
 from .lazy import HEAVY as _HEAVY, at_rest as _at_rest, deferred as _deferred
 
-# %% ../nbs/68_all.ipynb #457a6a68
+# %% ../nbs/68_all.ipynb #182d3fe7
 with _at_rest(), _deferred(_HEAVY):
     from learnkit.settings import settings # chkstyle: ignore
     from fastai.vision.all import *
@@ -41,8 +41,10 @@ with _at_rest(), _deferred(_HEAVY):
     from learnkit.train.distributed import *
     from learnkit.train.objects import *
     from learnkit.task.classification import *
+    from learnkit.task.keypoints import *
     from learnkit.task.detection import *
     from learnkit.use.interpret import *
+    from learnkit.use.objects import *
     from learnkit.use.bundle import *
     from learnkit.use.pretrained import *
     from learnkit.use.widgets import *

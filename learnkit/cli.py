@@ -283,7 +283,7 @@ def _run_options(p, out):
     p.add_argument('--out', default=out, help='folder for pictures and the bundle (default: %(default)s)')
     p.add_argument('--scratch', action='store_true', help='do not use pretrained weights')
 
-# %% ../nbs/69_cli.ipynb #9b662d9f
+# %% ../nbs/69_cli.ipynb #4ea8ec62
 def parser():
     "The parser of all commands."
     top = _Parser('learnkit', description='Image deep learning with one set of verbs.')
@@ -297,7 +297,7 @@ def parser():
     p.add_argument('--data', default='doodles', help='data set or folder of class folders (default: %(default)s)')
     _run_options(p, 'demo')
     p = add('train', do_train)
-    p.add_argument('data', nargs='+', metavar='[TASK] DATA', help='data set, folder, csv file, or file of annotations; in front, perhaps, a task')
+    p.add_argument('data', nargs='+', help='data set, folder, csv file, or file of annotations; perhaps with a task in front: detection FOLDER')
     p.add_argument('--task', help='see: learnkit tasks (default: the one that fits the targets)')
     for o in TARGETS: p.add_argument(f'--{o}', help=f'column of a csv file that holds the {o}')
     _run_options(p, 'trained')

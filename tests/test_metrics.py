@@ -40,7 +40,7 @@ def theirs(targets, preds, kind, size=(200, 200), n_points=17):
     return e.stats
 
 def ours(targets, preds, kind):
-    s = average_precision(preds, targets, kind, sizes=True)
+    s = average_precision(preds, targets, kind, sizes=True, engine='own')
     return [s.mAP, s.mAP50, s.mAP75, *(s.mean(area=o) for o in s.areas[1:])]
 
 def same(a, b): # theirs has -1 where we have nan
@@ -94,6 +94,22 @@ def test_points_as_pycocotools(seed):
         xy = np.asarray(p['points']).reshape(-1, 17, 3)[...,:2]
         p['areas'] = (xy.max(1)-xy.min(1)).prod(-1) if len(xy) else []
     assert same(ours(targets, preds, 'points'), theirs(targets, preds, 'points'))
+
+@pytest.mark.parametrize('engine', ['faster_coco_eval', 'pycocotools'])
+@pytest.mark.parametrize('kind', ['boxes', 'masks', 'points'])
+def test_other_engines_say_the_same(kind, engine):
+    pytest.importorskip(engine, reason=f'{engine} is not installed (extra dev)')
+    rng = np.random.RandomState(5)
+    targets,preds = scene(rng, 8, crowd=kind != 'points')
+    for o in (*targets, *preds):
+        if kind == 'masks': o['masks'] = filled(o['boxes'])
+        if kind == 'points': o['points'] = [np.concatenate([b[:2]+np.linspace(0, 1, 17)[:,None]*(b[2:]-b[:2])+rng.randn(17, 2), np.full((17, 1), 2)], 1) for b in o['boxes']]
+        if kind == 'masks' and 'areas' in o: o['areas'] = [m.sum() for m in o['masks']]
+    for p in preds:
+        if kind == 'points': p['areas'] = [np.ptp(np.asarray(o)[:,:2], 0).prod() for o in p['points']]
+    a,b = (average_precision(preds, targets, kind, sizes=True, engine=o) for o in ('own', engine))
+    assert a.mAP > 0
+    assert np.allclose(a.precision, b.precision, atol=1e-4) and np.allclose(a.recall, b.recall, atol=1e-4)
 
 def test_real_boxes_and_masks(mirror):
     "The real annotations of COCO, shaken, with crowds."

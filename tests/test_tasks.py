@@ -29,7 +29,7 @@ def same(a, b, eps=1e-6):
     "Equal plain Python values, numbers up to `eps`."
     if isinstance(a, dict): return a.keys() == b.keys() and all(same(a[k], b[k], eps) for k in a)
     if isinstance(a, list): return len(a) == len(b) and all(map(lambda x,y: same(x, y, eps), a, b))
-    return abs(a-b) < eps if isinstance(a, float) else a == b
+    return abs(a-b) < eps or a != a and b != b if isinstance(a, float) else a == b
 
 def test_verbs(learn):
     assert learn.task.name in lk.tasks() and len(learn.recorder.values) == 1

@@ -109,7 +109,7 @@ def _there(rows, r):
     xy = np.where(rows[...,2:] > 0, rows[...,:2], np.nan) if rows.shape[-1] > 2 else rows
     return _placed(Points, xy, r, *xy.shape)
 
-# %% ../../nbs/20_data.blocks.ipynb #a3161032
+# %% ../../nbs/20_data.blocks.ipynb #31c174a4
 class BoxLabels(DisplayedTransform):
     "Names of the classes of boxes as numbers from 1, in the order of `vocab`; negative for crowds; 0 for no box."
     def __init__(self, vocab=None): self._learn(vocab or [])
@@ -125,7 +125,7 @@ class BoxLabels(DisplayedTransform):
             f'The class {lost[0]!r}{where(o) if isinstance(o, Record) else ""} is not among {", ".join(self.vocab)}. Add it to `vocab`, or leave the box out.')
         return TensorMultiCategory(torch.tensor([self.number[k]*(-1 if crowd[i:i+1] == [True] else 1) for i,k in enumerate(names)], dtype=torch.long))
 
-    def decodes(self, o:TensorMultiCategory): return MultiCategory([self.vocab[i-1] if i > 0 else None for i in o.tolist()])
+    def decodes(self, o:torch.Tensor): return MultiCategory([self.vocab[i-1] if i > 0 else None for i in o.tolist()])
 
 # %% ../../nbs/20_data.blocks.ipynb #2dd9c7e0
 def filled(samples):

@@ -119,7 +119,7 @@ def _bare(o): return o.as_subclass(torch.Tensor).detach().cpu()
 
 def _seen(p): return torch.cat([p.nan_to_num(), 2.*p[...,:1].isfinite()], -1)
 
-# %% ../../nbs/49_train.objects.ipynb #12b977aa
+# %% ../../nbs/49_train.objects.ipynb #71798bb9
 def record_facts(
     r, # `Record` with boxes
     kind:str='boxes') -> dict: # what is wanted of objects: 'boxes', 'masks' or 'points'
@@ -128,7 +128,9 @@ def record_facts(
     if kind == 'masks':
         ids = mask_numbers(r.mask) if any(isinstance(o, int) for o in r.masks) else None
         res |= dict(masks=[shape_mask(o, picture_size(r), ids) for o in r.masks])
-    if kind == 'points': res |= dict(points=r.points)
+    if kind == 'points':
+        n = next((len(o) for o in r.points if o), 1)
+        res |= dict(points=[o or [(0, 0, 0)]*n for o in r.points])
     return res
 
 # %% ../../nbs/49_train.objects.ipynb #16441d21
@@ -215,7 +217,12 @@ def _best(parts, k, overlap):
     at = at[labels[at] > 0][:k]
     return [torch.cat([o[at], o.new_zeros(k-len(at), *o.shape[1:])]) for o in parts]
 
-# %% ../../nbs/49_train.objects.ipynb #1e1f0efd
+# %% ../../nbs/49_train.objects.ipynb #e8067e4d
+@patch
+def with_mirror(self:ObjectLoss, found, again, about):
+    "What was found in pictures, together with what was found in their mirror images; `about`: what is known about all records."
+    return joined(found, turned_back(again, self.kind, mirror_pairs(about['points']) if self.kind == 'points' else None))
+
 class Mirror(Callback):
     "Show the network mirror images."
     order = 4 # before `TargetsIn`
@@ -226,12 +233,11 @@ _tta = Learner.tta
 @patch
 @delegates(_tta)
 def tta(self:TaskLearner, ds_idx=1, dl=None, **kwargs):
-    "What the learner says about pictures that it sees in several variations, and the targets; objects are looked for twice, see `joined`."
-    f = self.loss_func
-    if not isinstance(f, ObjectLoss): return _tta(self, ds_idx, dl, **kwargs)
-    if kwargs: raise TypeError(f'For objects, tta has no argument {first(kwargs)!r}: they are looked for in each picture and in its mirror image.')
+    "What the learner says about pictures that it sees in several variations, and the targets. Where answers have places, these are the picture and its mirror image."
+    join = getattr(self.loss_func, 'with_mirror', None)
+    if join is None: return _tta(self, ds_idx, dl, **kwargs)
+    if kwargs: raise TypeError(f'For this task, tta has no argument {first(kwargs)!r}: the network sees each picture and its mirror image.')
     if dl is None: dl = self.dls[ds_idx].new(shuffle=False, drop_last=False)
     found,targs = self.get_preds(dl=dl)
     again,_ = self.get_preds(dl=dl, cbs=[Mirror()])
-    pairs = mirror_pairs(self.dls.about['points']) if f.kind == 'points' else None
-    return joined(found, turned_back(again, f.kind, pairs)), targs
+    return join(found, again, self.dls.about), targs

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ERRORS', 'object_errors', 'object_report']
 
-# %% ../../nbs/64_use.objects.ipynb #f761cab2
+# %% ../../nbs/64_use.objects.ipynb #0fcca48a
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from fastcore.all import *
 from ..core import DataError, choose
@@ -14,7 +14,7 @@ from ..data.show import class_color
 from ..train.metrics import RECALLS, _areas, _likeness, average_precision
 from ..train.objects import ObjectLoss, record_facts
 from ..train.predict import size_of_item
-from .interpret import REPORTS, TaskInterpretation, report_for
+from .interpret import TaskInterpretation, report_for
 
 # %% ../../nbs/64_use.objects.ipynb #7efed932
 ERRORS = ('missed', 'false', 'wrong class', 'poorly placed', 'double')
@@ -173,9 +173,6 @@ def object_report(interp) -> pd.DataFrame:
         shares = dict(AP=s.mean(label=label), AP50=s.mean(.5, label=label), objects=n['objects'], found=n['recall'], right=n['precision'])
         return shares | {k:n[k] for k in ERRORS}
     return pd.DataFrame([_row(o) for o in [*s.classes, None]], index=pd.Index([*s.classes, 'all'], name='class')).round(3)
-
-# %% ../../nbs/64_use.objects.ipynb #f3fc88f6
-for _k in [o for o in REPORTS if o != 'boxes']: REPORTS[_k] = REPORTS.pop(_k)
 
 # %% ../../nbs/64_use.objects.ipynb #3f458fd6
 def _colors(names):
