@@ -251,6 +251,18 @@ def test_bad_numbers(cli, few, tmp_path, option, value):
     code,out,err = cli('demo', '--data', few, option, value)
     assert code == 2 and option in one_sentence(err) and str(value) in err and files(tmp_path) == []
 
+def test_objects_are_trained_and_found(cli, tmp_path):
+    "A task in front of a folder whose files tell their format; then boxes as words."
+    from learnkit.data.doodles import write_doodle_scenes
+    scenes = write_doodle_scenes(tmp_path/'scenes', n=20, size=64, seed=1)
+    code,out,err = cli('train', 'detection', scenes, '--size', 64, '--epochs', 0, '--out', tmp_path/'o', '--json')
+    res = json.loads(out)
+    assert code == 0 and res['task'] == 'detection' and {'mAP', 'mAP50'} <= res.keys()
+    code,out,err = cli('predict', res['bundle'], scenes/'images'/'scene_0000.png', '--json')
+    assert code == 0 and json.loads(out)[0].keys() >= {'boxes', 'labels', 'scores'}
+    code,out,err = cli('train', 'detection', 'detection', scenes)
+    assert code == 1 and 'learnkit train TASK DATA' in err
+
 # As a process of its own
 
 def process(*words, **kw):

@@ -142,6 +142,54 @@ def test_bad_targets_are_told():
     with pytest.raises(lk.NotFound, match="Did you mean 'retinanet'"): lk.detection_learner(dls, 'retinanett')
     with pytest.raises(TypeError, match='Did you mean body'): lk.detection_learner(dls, bodi='resnet18')
 
+def test_what_a_network_learns_from_is_checked():
+    rs = spots(8)
+    dls = lk.detection_dls(rs, size=64, bs=4)
+    with pytest.raises(lk.DataError, match='maskrcnn learns from boxes and masks'): lk.detection_learner(dls, 'maskrcnn')
+    for r in rs: r.masks = [[[0, 0, 9, 0, 9, 9]] for _ in r.boxes]
+    with pytest.raises(lk.DataError, match='yolo learns from boxes and nothing else'): lk.instance_learner(lk.instance_dls(rs, size=64, bs=4), 'yolo')
+
+def test_a_whole_detector_of_torchvision(tmp_path, monkeypatch):
+    "Its own body, its own normalisation, three groups; a bundle holds it, and its weights are looked for by their name."
+    monkeypatch.setenv('LEARNKIT_OFFLINE', 'true')
+    dls = lk.detection_dls(spots(8), size=96, bs=4)
+    name = 'ssdlite320_mobilenet_v3_large'
+    with pytest.raises(lk.OfflineError, match=name): lk.detection_learner(dls, name)
+    learn = lk.detection_learner(dls, name, pretrained=False, path=tmp_path, precision='fp32')
+    assert learn.arch == name and not any(isinstance(o, lk.Normalize) for o in learn.dls.valid.after_batch.fs)
+    groups = learn.splitter(learn.model)
+    assert len(groups) == 3 and sum(map(len, groups)) == len(list(learn.model.parameters()))
+    learn.fit_one_cycle(1)
+    pic = spots(1)[0].image
+    a,b = learn.predict(pic),lk.load_learner(learn.export('whole.learnkit')).predict(pic)
+    assert a.to_dict() == b.to_dict()
+
+def test_lr_find_freeze_and_fast(tmp_path):
+    "The verbs of training leave a detector as they would leave a classifier."
+    learn = lk.detection_learner(lk.detection_dls(spots(24), size=64, bs=8), path=tmp_path, precision='fp32')
+    before = {k:v.clone() for k,v in learn.model.state_dict().items()}
+    learn.lr_find(num_it=4, show_plot=False)
+    assert all(torch.equal(v, before[k]) for k,v in learn.model.state_dict().items())
+    learn.freeze()
+    learn.fit_one_cycle(1, 1e-3)
+    body = {k for k,_ in learn.model.named_parameters() if k.startswith('body') and _.ndim > 1}
+    now = learn.model.state_dict()
+    assert all(torch.equal(now[k], before[k]) for k in body) and not all(torch.equal(now[k], before[k]) for k in now)
+    learn.fine_tune(1, fast=True)
+    assert math.isfinite(learn.results['valid_loss'])
+
+def test_padded_pictures_are_drawn_as_the_network_saw_them():
+    rs = spots(8)
+    learn = lk.detection_learner(lk.detection_dls(rs, size=64, bs=4, method='pad'), precision='fp32')
+    interp = learn.interpret()
+    learn.model = Knows([[0., 0, .1, .1]])
+    x,(boxes,names) = interp._seen(0),interp.truth[0]
+    assert x.shape[-2:] == (64, 64) and set(names) <= {'spot', None}
+    for b,n in zip((boxes+1)*32, names):
+        if n: assert x[0,int(b[1])+2:int(b[3])-1,int(b[0])+2:int(b[2])-1].float().mean() > 200
+    assert interp.top_losses(2).target.str.contains('spot').all()
+    interp.plot_top_losses(2), interp.plot_errors(), interp.plot_precision_recall(), interp.report()
+
 def test_a_folder_is_read_by_what_lies_in_it(scenes, tmp_path):
     path = scenes[0].file.parent.parent
     assert len(lk.read_objects(path)) == 40 and len(lk.detection_dls(path, size=64, bs=8).train_ds) == 32

@@ -87,10 +87,10 @@ def draw_objects(
     ctx.set(xlim=(-.5, ctx.get_xlim()[1]), ylim=ctx.get_ylim())
     return ctx
 
-# %% ../../nbs/22_data.show.ipynb #cef894df
+# %% ../../nbs/22_data.show.ipynb #ec6fd5e6
 def _draw(ctx, o, left, size, lines):
     "Draw the objects `o` of a picture of `size` that begins at `left`."
-    n = max(len(v) for v in o.values())
+    n,small = max(len(v) for v in o.values()),len(ctx.figure.axes) > 1
     for i in range(n):
         box,name,score,mask,points = ((o.get(k) or [None]*n)[i] for k in ('boxes', 'labels', 'scores', 'masks', 'points'))
         color = class_color(name)
@@ -100,7 +100,7 @@ def _draw(ctx, o, left, size, lines):
         x0,y0,x1,y1 = box
         ctx.add_patch(Rectangle((x0+left-.5, y0-.5), x1-x0, y1-y0, fill=False, edgecolor=color, lw=1.2))
         said = f'{name or ""} {score:.2f}' if score is not None else name
-        if said: ctx.text(x0+left, y0, said, fontsize=6, color='white', va='bottom', clip_on=True, bbox=dict(fc=color, ec='none', pad=.5))
+        if said: ctx.text(x0+left, y0, said, fontsize=6 if small else 9, color='white', va='bottom', clip_on=True, bbox=dict(fc=color, ec='none', pad=.5))
 
 def _tint(ctx, mask, color, left):
     "Lay `color` over the pixels of `mask` (H, W)."
@@ -116,7 +116,7 @@ def _joints(ctx, points, left, lines, color):
     for a,b in lines: ctx.plot(p[[a, b],0]+left, p[[a, b],1], color=color, lw=1)
     ctx.scatter(p[:,0]+left, p[:,1], s=5, color=[color], edgecolors='white', linewidths=.4, zorder=3)
 
-# %% ../../nbs/22_data.show.ipynb #e77fa409
+# %% ../../nbs/22_data.show.ipynb #acdb54bb
 def grid_axes(
     n:int, # number of places
     ncols:int=None, # columns; None: a little wider than high, without gaps where that goes
@@ -138,4 +138,6 @@ def show_grid(
     "Draw each of `samples` with `show` in a grid; returns the axes."
     axs = grid_axes(len(samples), **kwargs)
     for ax,(x,y,*pred) in zip(axs, samples): show(x, y, ax, *pred)
+    high = max([abs(np.ptp(ax.get_ylim())/np.ptp(ax.get_xlim())) for ax in axs], default=1)
+    if high < .8: axs[0].figure.set_figheight(axs[0].figure.get_figheight()*(high+.1)) # wide pictures need no high places
     return axs

@@ -7,11 +7,11 @@ __all__ = ['detection', 'instance', 'pose', 'box_blocks', 'shape_blocks', 'joint
            'class_names', 'detection_dls', 'instance_dls', 'pose_dls', 'detection_block', 'instance_block',
            'detection_learner', 'instance_learner', 'pose_learner']
 
-# %% ../../nbs/53_task.detection.ipynb #f98f5342
+# %% ../../nbs/53_task.detection.ipynb #281918f4
 from fastcore.all import *
 from functools import partial
 from pathlib import Path
-from fastai.vision.core import PILImage
+from fastai.vision.core import PILImage, PILMask
 from ..core import DataError, Task, checked, choose, register
 from ..data.augment import augment_tfms
 from ..data.blocks import BoxBlock, BoxLabelBlock, ImageBlock, InstanceBlock, PointBlock, Points
@@ -30,7 +30,7 @@ def box_blocks(vocab=None, picture=PILImage): return ImageBlock(picture), BoxBlo
 def shape_blocks(vocab=None, picture=PILImage): return *box_blocks(vocab, picture), InstanceBlock()
 def joint_blocks(vocab=None, picture=PILImage): return *box_blocks(vocab, picture), PointBlock(each=True)
 
-# %% ../../nbs/53_task.detection.ipynb #e1019b1a
+# %% ../../nbs/53_task.detection.ipynb #38b6283d
 def detection_model(
     arch, # body of the network, see `learnkit.models.zoo.body`; None: the built-in body
     dls, # `DataLoaders`, for the names of the classes
@@ -39,8 +39,13 @@ def detection_model(
     **kwargs): # for that kind
     "A network that finds objects and computes its own losses."
     last = dls.train_ds[0][-1] # shapes as a picture, or points (N, P, 2), or nothing but names
-    more = dict(n_points=last.shape[1]) if isinstance(last, Points) else {}
-    return detector(kind, len(dls.vocab), arch, pretrained, **more, **kwargs)
+    there = 'masks' if isinstance(last, PILMask) else 'points' if isinstance(last, Points) else None
+    more = dict(n_points=last.shape[1]) if there == 'points' and kind.startswith('keypoint') else {}
+    net = detector(kind, len(dls.vocab), None if arch == kind else arch, pretrained, **more, **kwargs)
+    if (extra := getattr(net, 'extra', None)) != there:
+        raise DataError(f'{kind} learns from boxes and {extra or "nothing else"}, and these loaders give boxes and {there or "nothing else"}. '
+            'Boxes alone are for yolo and its like, masks for maskrcnn, points for keypointrcnn.')
+    return net
 
 # %% ../../nbs/53_task.detection.ipynb #82d7106f
 _common = dict(model=detection_model, splitter=three_groups, cbs=(TargetsIn,))

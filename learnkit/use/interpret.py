@@ -54,7 +54,7 @@ def plot_curves(self:TaskLearner):
     for ax,t in ((left, 'loss'), (right, 'on the validation pictures')): ax.set(title=t, xlabel='steps'), ax.legend(), ax.set_ylim(bottom=0)
     return fig
 
-# %% ../../nbs/60_use.interpret.ipynb #46d08ce7
+# %% ../../nbs/60_use.interpret.ipynb #8cc23683
 @patch
 def top_losses(
     self:TaskInterpretation,
@@ -69,7 +69,7 @@ def top_losses(
 def in_short(y):
     "Target `y` for a cell of a table: of several parts, how many there are of each name."
     if not isinstance(y, tuple): return y
-    n = Counter(k for o in y if isinstance(o, list) for k in o if k is not None)
+    n = Counter(k for o in y if isinstance(o, (list, L)) for k in o if k is not None)
     return ', '.join(f'{v} {k}' for k,v in n.items()) or 'nothing'
 
 @patch
