@@ -76,8 +76,8 @@ def test_targets_move_with_the_picture():
 def test_what_has_left_the_picture_is_not_asked_for():
     m = torch.eye(3)[None].repeat(2, 1, 1)
     m[0,0,2] = 1.5 # the new picture shows what is to the right
-    tfm = lk.augment_tfms(1.)[0]
-    ys = [lk.TensorBBox(torch.tensor([[[-1., -1, 0, 0], [.4, -1, 1, 1]]]*2)), lk.TensorMultiCategory(torch.tensor([[1, 2]]*2)), lk.TensorPoint(torch.tensor([[[-1., 0], [.7, 0]]]*2))]
+    boxes,points = torch.tensor([[[-1., -1, 0, 0], [.4, -1, 1, 1]]]*2),torch.tensor([[[-1., 0], [.7, 0]]]*2)
+    ys = [lk.TensorBBox(boxes), lk.TensorMultiCategory(torch.tensor([[1, 2]]*2)), lk.TensorPoint(points)]
     from learnkit.data.augment import _inside, _moved
     b,l,p = _inside([_moved(y, None, m) for y in ys])
     assert l.tolist() == [[0, 2], [1, 2]] and b[0,1].tolist() == pytest.approx([-1, -1, -.5, 1])

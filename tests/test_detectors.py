@@ -5,7 +5,7 @@ from torch import nn
 from fastai.torch_core import TensorImage
 from fastai.vision.core import TensorBBox
 from learnkit.core import DataError, NotFound, OfflineError
-from learnkit.models.detect import DETECTORS, Pyramid, detector, fixed_size, objects_of, whole_detectors
+from learnkit.models.detect import Pyramid, detector, fixed_size, objects_of, whole_detectors
 from learnkit.models.maps import dense
 
 KINDS = 'fasterrcnn','maskrcnn','keypointrcnn','retinanet','fcos','ssd','ssdlite'

@@ -156,11 +156,14 @@ def test_no_mirror_where_nothing_tells(capsys, monkeypatch):
 def test_faces_have_the_layout_that_everyone_knows(mirror):
     rs = read_points(get_data('face_keypoints', mirror=mirror))
     pairs = shape_pairs([r.points for r in rs])
-    for a,b in ((0, 16), (8, 8), (17, 26), (27, 27), (31, 35), (36, 45), (37, 44), (39, 42), (41, 46), (48, 54), (60, 64), (57, 57)): assert pairs[a] == b and pairs[b] == a
+    known = (0, 16), (8, 8), (17, 26), (27, 27), (31, 35), (36, 45), (37, 44), (39, 42), (41, 46), (48, 54), (60, 64), (57, 57)
+    for a,b in known: assert pairs[a] == b and pairs[b] == a
 
 class Knows(torch.nn.Module):
     "A network that always finds the same points."
-    def __init__(self, found): super().__init__(); self.found = torch.nn.Parameter(found)
+    def __init__(self, found):
+        super().__init__()
+        self.found = torch.nn.Parameter(found)
     def forward(self, x): return self.found.expand(len(x), -1, -1)
 
 @pytest.mark.parametrize('method', ['squish', 'pad'])
@@ -212,7 +215,8 @@ def test_drawing():
     learn.show_results(max_n=2)
     x,facts = torch.rand(3, 20, 40),dict(points=[[1, 2, .9], [30, 10, .8], [0, 0, .1]])
     ax = show_points(x, facts, about=dict(lines=[(0, 1)]))
-    assert [len(c.get_offsets()) for c in ax.collections] == [3] and len(ax.lines) == 1 and np.isnan(np.asarray(ax.collections[0].get_offsets()[2], float)).all()
+    assert [len(c.get_offsets()) for c in ax.collections] == [3] and len(ax.lines) == 1
+    assert np.isnan(np.asarray(ax.collections[0].get_offsets()[2], float)).all()
     assert len(show_points(x, facts, pred=facts).lines) == 3
 
 def test_block():

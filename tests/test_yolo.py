@@ -131,8 +131,7 @@ def test_assignment():
     assert len(place.unique()) == len(place) <= 12 and set(obj.tolist()) == {0,1,2} # one object for a place, and none without
     assert ((quality > 0) & (quality <= 1) & (share > 0) & (share <= 1)).all()
     overlap = box_iou(true['boxes'], boxes)
-    for i in range(3):
-        assert share[obj == i].max() == 1 and quality[obj == i].max() == overlap[i,place[obj == i]].max()
+    for i in range(3): assert share[obj == i].max() == 1 and quality[obj == i].max() == overlap[i,place[obj == i]].max()
     best = place[obj == 0][0]
     scores[best+1,0] = .9 # a sure neighbour takes over
     place,obj,_,share = assign_places(scores, boxes, mids, sizes, true, k=4)
