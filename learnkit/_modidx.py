@@ -17,6 +17,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'learnkit.cli._line': ('cli.html#_line', 'learnkit/cli.py'),
                               'learnkit.cli._model_parsers': ('cli.html#_model_parsers', 'learnkit/cli.py'),
                               'learnkit.cli._number': ('cli.html#_number', 'learnkit/cli.py'),
+                              'learnkit.cli._point': ('cli.html#_point', 'learnkit/cli.py'),
                               'learnkit.cli._processes': ('cli.html#_processes', 'learnkit/cli.py'),
                               'learnkit.cli._rank': ('cli.html#_rank', 'learnkit/cli.py'),
                               'learnkit.cli._run_kw': ('cli.html#_run_kw', 'learnkit/cli.py'),

@@ -52,7 +52,7 @@ def _task_for(records, task, data):
     raise DataError(f'{task} learns from the {need} of a picture, and {data} gives a {there[0]}. Name a csv file and its column with --{need}, '
         f'or use --task {TARGETS[there[0]]}.')
 
-# %% ../nbs/69_cli.ipynb #46d8985d
+# %% ../nbs/69_cli.ipynb #f0c62b59
 def _save_figure(path):
     "Write the current matplotlib figure to `path`, whole or not at all, and close it."
     import matplotlib.pyplot as plt
@@ -67,15 +67,16 @@ def _batch_picture(dls, out):
     _save_figure(out/'batch.png')
 
 def _written(learn, out):
-    "Draw what happened into folder `out` (curves, results and, for classes, the confusion matrix), and write the bundle."
+    "Draw what happened into folder `out` (curves, results, and what the task has: confusion matrix, precision and recall, errors), and write the bundle."
     learn.plot_curves()
     _save_figure(out/'curves.png')
     learn.show_results(max_n=12)
     _save_figure(out/'results.png')
     interp = learn.interpret()
-    if 'label' in interp.facts[0]:
-        interp.plot_confusion_matrix()
-        _save_figure(out/'confusion.png')
+    for fact,plot,name in (('label', 'confusion_matrix', 'confusion'), ('boxes', 'precision_recall', 'precision_recall'), ('boxes', 'errors', 'errors')):
+        if fact not in interp.facts[0]: continue
+        getattr(interp, f'plot_{plot}')()
+        _save_figure(out/f'{name}.png')
     learn.path = out.resolve()
     learn.export(BUNDLE)
 
@@ -162,7 +163,7 @@ def do_train(a):
     res = run(**_run_kw(a), task=named[0] if named else a.task, columns=columns)
     return res, _line(res, [k for k in res if k not in ('picture', 'problems')])
 
-# %% ../nbs/69_cli.ipynb #570dbb37
+# %% ../nbs/69_cli.ipynb #b4098da9
 def do_predict(a):
     "Predict pictures with a bundle; a picture that can't be read does not stop the others."
     from learnkit.data.images import check_images, image_files
@@ -175,11 +176,15 @@ def do_predict(a):
     res = [dict(picture=str(o)) | (dict(error=bad[o]) if o in bad else next(good).to_dict()) for o in files]
     return res, '\n'.join(_said(o) for o in res), 1 if bad else 0
 
+# %% ../nbs/69_cli.ipynb #11a9ca42
 def _said(o):
     "A prediction as a line."
     if 'error' in o: return f"{o['picture']}: not predicted, {o['error']}"
     if 'boxes' in o: return f"{o['picture']}: " + (', '.join(map(_found, o['labels'], o['scores'], o['boxes'])) or 'nothing found')
+    if 'points' in o: return f"{o['picture']}: " + ', '.join(map(_point, o.get('names', range(len(o['points']))), o['points']))
     return f"{o['picture']}: " + ', '.join(f'{v:.3g}' if isinstance(v, float) else str(v) for k,v in o.items() if k not in ('picture', 'probs'))
+def _point(name, point): return f'{name} {point[2]:.2f} at {point[0]:.0f}, {point[1]:.0f}'
+
 def _found(label, score, box):
     "An object as words."
     return f'{label} {score:.2f} at {", ".join(f"{v:.0f}" for v in box)}'

@@ -258,6 +258,7 @@ def test_objects_are_trained_and_found(cli, tmp_path):
     code,out,err = cli('train', 'detection', scenes, '--size', 64, '--epochs', 0, '--out', tmp_path/'o', '--json')
     res = json.loads(out)
     assert code == 0 and res['task'] == 'detection' and {'mAP', 'mAP50'} <= res.keys()
+    assert {o.name for o in (tmp_path/'o').glob('*.png')} == {f'{k}.png' for k in ('batch', 'curves', 'results', 'precision_recall', 'errors')}
     code,out,err = cli('predict', res['bundle'], scenes/'images'/'scene_0000.png', '--json')
     assert code == 0 and json.loads(out)[0].keys() >= {'boxes', 'labels', 'scores'}
     code,out,err = cli('train', 'detection', 'detection', scenes)
