@@ -342,6 +342,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'learnkit/data/loaders.py'),
                                        'learnkit.data.loaders.TaskLoaders.show_batch': ( 'data.loaders.html#taskloaders.show_batch',
                                                                                          'learnkit/data/loaders.py'),
+                                       'learnkit.data.loaders.TaskLoaders.test_dl': ( 'data.loaders.html#taskloaders.test_dl',
+                                                                                      'learnkit/data/loaders.py'),
                                        'learnkit.data.loaders.ThreadDL': ('data.loaders.html#threaddl', 'learnkit/data/loaders.py'),
                                        'learnkit.data.loaders.ThreadDL.__init__': ( 'data.loaders.html#threaddl.__init__',
                                                                                     'learnkit/data/loaders.py'),

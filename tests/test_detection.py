@@ -132,6 +132,16 @@ def test_learning_spots_and_everything_after(tmp_path):
     assert boxes.shape[:2] == scores.shape and (scores[:,:-1] >= scores[:,1:]).all() and (labels >= 0).all()
     assert json.loads(json.dumps(many[0].to_dict())).keys() == {'boxes', 'labels', 'scores'}
 
+def test_pictures_without_targets_make_batches_too(scenes):
+    dls = lk.detection_dls(scenes, size=64, bs=8)
+    learn = lk.detection_learner(dls, precision='fp32')
+    files = [r.image for r in scenes[:5]]
+    (boxes,labels,scores),targs = learn.get_preds(dl=dls.test_dl(files))
+    known = learn.get_preds(dl=dls.test_dl(scenes[:5], with_labels=True))
+    assert boxes.shape == (5, 100, 4) and labels.shape == scores.shape == (5, 100) and targs is None
+    assert torch.equal(boxes, known[0][0]) and len(known[1]) == 2
+    assert [len(o) for o in lk.instance_dls(scenes, size=64, bs=8).test_dl(files)] == [1]
+
 def test_bad_targets_are_told():
     rs = spots(8)
     with pytest.raises(lk.DataError, match='has no masks of objects'): lk.instance_dls(rs)

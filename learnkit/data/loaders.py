@@ -6,7 +6,7 @@
 __all__ = ['split_records', 'kept_size', 'scaled_size', 'open_fitted', 'middle', 'Kept', 'ThreadDL', 'cut', 'DataBlock',
            'TaskLoaders', 'record_block', 'record_dls']
 
-# %% ../../nbs/23_data.loaders.ipynb #978c6714
+# %% ../../nbs/23_data.loaders.ipynb #a3474ce6
 import os, random, shutil, tempfile, threading, torch
 from collections import deque
 from copy import copy
@@ -24,6 +24,7 @@ from fastai.vision.core import TensorBBox, TensorPoint
 from .augment import METHODS, augment_tfms, fit_size
 from .blocks import opener
 from .images import open_image
+from .records import Record
 from .show import show_grid
 from ..settings import settings
 from PIL import Image
@@ -300,7 +301,7 @@ class DataBlock(_DataBlock):
         else: kw |= dict(dl_type=dl_type)
         return dsets.dataloaders(path=path, after_item=self.item_tfms, after_batch=self.batch_tfms, **kw)
 
-# %% ../../nbs/23_data.loaders.ipynb #99e7188b
+# %% ../../nbs/23_data.loaders.ipynb #07f3a69f
 class TaskLoaders(DataLoaders):
     "fastai `DataLoaders` that know their `task` and the `problems` of their data."
     task,problems,about = None,L(),{}
@@ -311,6 +312,10 @@ class TaskLoaders(DataLoaders):
         return self
 
     def new_empty(self): return super().new_empty().know(self.task, about=self.about)
+
+    def test_dl(self, test_items, **kwargs): # records, or pictures as `open_image` takes them
+        "A loader like that of the validation pictures for `test_items`; their targets come along with `with_labels=True`."
+        return DataLoaders.test_dl(self, [o if isinstance(o, Record) else Record(o) for o in test_items], **kwargs)
 
     def show_batch(
         self,

@@ -24,13 +24,13 @@ from ..data.points import mirror_pairs
 from .learner import TaskLearner
 from .metrics import average_precision
 
-# %% ../../nbs/49_train.objects.ipynb #1274467c
+# %% ../../nbs/49_train.objects.ipynb #76a87014
 class TargetsIn(Callback):
     "Hand the targets of a batch to the network, which needs them for its losses."
     order = 5 # before other callbacks look at the batch
     def before_batch(self): self.learn.xb = *self.xb, *self.yb
     def after_loss(self):
-        if not self.training: self.learn.pred = self.pred[0]
+        if not self.training and len(self.yb): self.learn.pred = self.pred[0]
 
 class ObjectLoss:
     "The sum of the losses that a network gives for itself; `parts` has them one by one."
