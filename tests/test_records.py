@@ -1,5 +1,5 @@
 "Folders and tables as people have them: labels, splits, and everything that can be wrong (rows 47, 54-60, 70, 71 of the corpus of bad input)."
-import os, pickle, tarfile, unicodedata
+import os, pickle, unicodedata
 from pathlib import Path
 import pytest
 from fastcore.foundation import L
@@ -7,6 +7,7 @@ from PIL import Image
 from learnkit.core import DataError, NotFound
 from learnkit.data.images import Problem
 from learnkit.data.records import Record, Records, read_csv, read_folder, read_names
+from learnkit.data.sources import get_data
 
 colours = iter(range(1, 1 << 24))
 
@@ -206,10 +207,9 @@ MIRROR = Path(os.environ.get('LEARNKIT_MIRROR') or Path(__file__).resolve().pare
     ('mnist_png', read_folder, {str(i):360 for i in range(10)}, (3000, 600)), ('cifar10', read_folder, None, (3000, 600)),
     ('pets_cats', lambda p: read_names(p, r'^(.+)_\d+\.jpg$'), dict(Abyssinian=180, Bengal=180), (0, 0)),
     ('coco', lambda p: read_csv(p/'annotations/multilabel.csv', folder='../images'), None, (369, 96))])
-def test_real_sets(name, read, counts, splits, tmp_path):
+def test_real_sets(name, read, counts, splits):
     tar = MIRROR/f'{name}.tar'
     if not tar.exists(): pytest.skip(f'there is no {name}.tar in the mirror (LEARNKIT_MIRROR)')
-    with tarfile.open(tar) as f: f.extractall(tmp_path, filter='data')
-    rs = read(tmp_path/name)
+    rs = read(get_data(name, mirror=MIRROR))
     assert (len(rs.train), len(rs.valid)) == splits and not rs.problems
     if counts: assert rs.counts == counts

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['opener', 'field', 'where', 'ImageBlock', 'CategoryBlock', 'MultiCategoryBlock', 'RegressionBlock', 'Placed', 'Boxes',
-           'Points', 'picture_size', 'BoxLabels', 'filled', 'BoxBlock', 'BoxLabelBlock', 'ObjectPoints', 'PointBlock',
+           'Points', 'picture_size', 'BoxLabels', 'filled', 'BoxBlock', 'BoxLabelBlock', 'ObjectPoints', 'PointsBlock',
            'instance_mask', 'InstanceBlock']
 
 # %% ../../nbs/20_data.blocks.ipynb #f56c7769
@@ -152,7 +152,7 @@ def BoxLabelBlock(vocab=None): # names of the classes; None: those of the pictur
     "A block for the classes of boxes, behind a `BoxBlock`; reads field `labels`."
     return TransformBlock(type_tfms=[BoxLabels(vocab)], dls_kwargs=dict(before_batch=filled))
 
-# %% ../../nbs/20_data.blocks.ipynb #f8b0a049
+# %% ../../nbs/20_data.blocks.ipynb #f2f28dba
 class ObjectPoints(DisplayedTransform):
     "The points of each object of a record (N, P, 2); nan for those that are not there."
     n = None # points of an object
@@ -166,7 +166,7 @@ def _each(points):
     "A list of points for each object; `points` of one object count as a list of one."
     return [points] if points and points[0] and not isinstance(points[0][0], (list, tuple)) else points or []
 
-def PointBlock(each:bool=False): # points of each object, behind a `BoxBlock`? Else a picture shows one object
+def PointsBlock(each:bool=False): # points of each object, behind a `BoxBlock`? Else a picture shows one object
     "A block for points; reads field `points`."
     return TransformBlock(type_tfms=[ObjectPoints() if each else _points], dls_kwargs=dict(before_batch=filled))
 

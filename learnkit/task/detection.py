@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['detection', 'instance', 'pose', 'box_blocks', 'shape_blocks', 'joint_blocks', 'detection_model', 'box_tfms',
-           'class_names', 'detection_dls', 'instance_dls', 'pose_dls', 'detection_block', 'instance_block',
+           'object_names', 'detection_dls', 'instance_dls', 'pose_dls', 'detection_block', 'instance_block',
            'detection_learner', 'instance_learner', 'pose_learner']
 
-# %% ../../nbs/53_task.detection.ipynb #281918f4
+# %% ../../nbs/53_task.detection.ipynb #9fe78f84
 from fastcore.all import *
 from functools import partial
 from pathlib import Path
 from fastai.vision.core import PILImage, PILMask
 from ..core import DataError, Task, checked, choose, register
 from ..data.augment import augment_tfms
-from ..data.blocks import BoxBlock, BoxLabelBlock, ImageBlock, InstanceBlock, PointBlock, Points
+from ..data.blocks import BoxBlock, BoxLabelBlock, ImageBlock, InstanceBlock, PointsBlock, Points
 from ..data.formats import read_objects
 from ..data.images import natural_key
 from ..data.loaders import record_block, record_dls
@@ -25,10 +25,10 @@ from ..train.objects import HalfScore, MaskScore, ObjectLoss, ObjectScore, Point
 import learnkit.models.yolo # enters the kind yolo  # chkstyle: ignore
 import learnkit.train.predict # gives learners their verb predict  # chkstyle: ignore
 
-# %% ../../nbs/53_task.detection.ipynb #f07aa184
+# %% ../../nbs/53_task.detection.ipynb #af1ea18f
 def box_blocks(vocab=None, picture=PILImage): return ImageBlock(picture), BoxBlock(), BoxLabelBlock(vocab)
 def shape_blocks(vocab=None, picture=PILImage): return *box_blocks(vocab, picture), InstanceBlock()
-def joint_blocks(vocab=None, picture=PILImage): return *box_blocks(vocab, picture), PointBlock(each=True)
+def joint_blocks(vocab=None, picture=PILImage): return *box_blocks(vocab, picture), PointsBlock(each=True)
 
 # %% ../../nbs/53_task.detection.ipynb #38b6283d
 def detection_model(
@@ -64,22 +64,22 @@ def box_tfms(strength=1., **kwargs): # for `augment_tfms`
     "Batch transforms for pictures with boxes: `augment_tfms` without turns."
     return augment_tfms(strength, **(dict(rotate=0., warp=0., zoom=1.4, shrink=.7) | kwargs))
 
-# %% ../../nbs/53_task.detection.ipynb #359e8b7e
-def class_names(records) -> list:
+# %% ../../nbs/53_task.detection.ipynb #49035cb4
+def object_names(records) -> list:
     "The names of the classes of the objects in `records`: as their file lists them, or sorted; raises `DataError` where there are none."
     there = {o for r in records for o in r.labels or []}
     if not there: raise DataError('These records have no objects. Read them with read_coco, read_voc, read_yolo, read_csv or read_masks.')
     known = [o for o in getattr(records, 'about', {}).get('classes', []) if o in there]
     return known + sorted(there-{*known}, key=natural_key)
 
-# %% ../../nbs/53_task.detection.ipynb #973974ab
+# %% ../../nbs/53_task.detection.ipynb #b1a8bac1
 def _loaders(task, source, vocab, method, augment, need, **kwargs):
     "`DataLoaders` of `task` from `source`, a path or records, which have to have the field `need`."
     rs = read_objects(source) if isinstance(source, (str, Path)) else source
     lost = next((r for r in rs if r.boxes is None or getattr(r, need) is None), None)
     if lost is not None: raise DataError(f'{lost.image} has no {need} of objects, and {task.name} learns from them. Use a reader that gives {need}.')
     if isinstance(augment, (int, float)): augment = box_tfms(augment, **_mirror(rs) if need == 'points' else {})
-    return record_dls(task, rs, vocab or class_names(rs), method=choose(method, ['squish', 'pad'], 'method for boxes'), augment=augment, **kwargs)
+    return record_dls(task, rs, vocab or object_names(rs), method=choose(method, ['squish', 'pad'], 'method for boxes'), augment=augment, **kwargs)
 
 def _mirror(rs):
     "Arguments for `augment_tfms`: which points trade places in a mirror; no mirror where their names don't tell."

@@ -7,7 +7,7 @@ __all__ = ['NETS', 'keypoints', 'one_object_blocks', 'heat_maps', 'soft_argmax',
            'keypoints_model', 'wing', 'PointLoss', 'point_errors', 'PointError', 'PCK', 'decode_points', 'show_points',
            'shape_pairs', 'point_tfms', 'keypoints_dls', 'keypoints_block', 'keypoints_learner']
 
-# %% ../../nbs/51_task.keypoints.ipynb #6de7305f
+# %% ../../nbs/51_task.keypoints.ipynb #ed0a3dd4
 import math, numpy as np, torch, torch.nn.functional as F
 from fastcore.all import *
 from pathlib import Path
@@ -17,7 +17,7 @@ from fastai.vision.core import PILImage, TensorPoint
 from torch import nn
 from ..core import DataError, Task, checked, choose, register, say
 from ..data.augment import augment_tfms, to_pixels
-from ..data.blocks import ImageBlock, PointBlock, Points
+from ..data.blocks import ImageBlock, PointsBlock, Points
 from ..data.loaders import record_block, record_dls
 from ..data.points import mirror_pairs, read_points
 from ..data.show import BAD, GOOD, show_picture, to_array
@@ -27,8 +27,8 @@ from ..models.zoo import body
 from ..train.learner import task_learner, three_groups
 import learnkit.train.predict # gives learners their verb predict  # chkstyle: ignore
 
-# %% ../../nbs/51_task.keypoints.ipynb #82c3f57f
-def one_object_blocks(vocab=None, picture=PILImage): return ImageBlock(picture), PointBlock()
+# %% ../../nbs/51_task.keypoints.ipynb #22a0b707
+def one_object_blocks(vocab=None, picture=PILImage): return ImageBlock(picture), PointsBlock()
 
 # %% ../../nbs/51_task.keypoints.ipynb #22871d25
 def _middles(n, like): return (torch.arange(n, device=like.device)+.5)*2/n-1 # of n places in a row, from -1 to 1

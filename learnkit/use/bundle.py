@@ -161,7 +161,7 @@ def _empty_dls(task, page):
     dls = block.dataloaders([dummy, dummy], bs=1, num_workers=0, device=torch.device('cpu'))
     return TaskLoaders(*dls.loaders, device=dls.device).know(task, about=page['about'])
 
-# %% ../../nbs/61_use.bundle.ipynb #a7ab02cc
+# %% ../../nbs/61_use.bundle.ipynb #196e3feb
 def _load_bundle(path, cpu=True):
     "The learner in the bundle at `path`."
     page = read_bundle(path)
@@ -174,6 +174,7 @@ def _load_bundle(path, cpu=True):
     except (TypeError, ValueError, KeyError, RuntimeError) as e:
         if isinstance(e, LearnkitError): raise
         raise DataError(f'{path}: no learner can be built from what it says ({str(e)[:160]}). The bundle is damaged or forged.') from None
+    if _n_out(learn) != page['n_out']: raise DataError(f'{path}: it speaks of {page["n_out"]} answers, and the network has {_n_out(learn)}. The bundle is damaged or forged.')
     with safe_open(path, 'pt') as f: state = {k:f.get_tensor(k) for k in f.keys()}
     try: learn.model.load_state_dict(state)
     except RuntimeError as e: raise DataError(f'{path}: its weights do not fit {page["arch"]} ({str(e).splitlines()[1].strip()[:160]}).') from None
