@@ -1005,6 +1005,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'learnkit/train/distributed.py'),
                                             'learnkit.train.distributed._join': ( 'train.distributed.html#_join',
                                                                                   'learnkit/train/distributed.py'),
+                                            'learnkit.train.distributed._largest': ( 'train.distributed.html#_largest',
+                                                                                     'learnkit/train/distributed.py'),
                                             'learnkit.train.distributed._leave': ( 'train.distributed.html#_leave',
                                                                                    'learnkit/train/distributed.py'),
                                             'learnkit.train.distributed._maybe_gather': ( 'train.distributed.html#_maybe_gather',

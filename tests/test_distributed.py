@@ -10,9 +10,11 @@ from fastai.torch_core import set_seed
 from torch import nn
 import learnkit.use.bundle # gives learners their `export`  # chkstyle: ignore
 from learnkit.core import LearnkitError, MissingExtra
+from learnkit.data.formats import read_coco
 from learnkit.data.records import read_folder
 from learnkit.settings import settings
 from learnkit.task.classification import classification_dls, classification_learner
+from learnkit.task.detection import detection_dls, detection_learner
 from learnkit.train import distributed
 
 HERE = Path(__file__).resolve()
@@ -25,6 +27,13 @@ def make(data, path, bs=8, without=10, **kw):
     learn = classification_learner(dls, 'lenet5', metrics=[error_rate, F1Score()], precision='fp32', path=path, **kw)
     learn.model[1] = nn.Sequential(nn.Flatten(), nn.Linear(120, 2))
     return learn
+
+def finder(data):
+    "A learner that finds objects, whose pictures have different numbers of them."
+    set_seed(3)
+    rs = read_coco(data/'boxes.json')
+    for i,r in enumerate(rs): r.boxes,r.labels = r.boxes+[[1, 1, 20+j, 20] for j in range(i%4)],r.labels+['cat']*(i%4)
+    return detection_learner(detection_dls(rs, size=32, bs=4, valid=.15, augment=0), precision='fp32')
 
 def weights(learn): return torch.cat([o.detach().flatten() for o in learn.model.parameters()])
 
@@ -46,8 +55,9 @@ def exercise(data, path):
         res['bundle'] = str(learn.export('model.learnkit'))
         learn.save('mid')
         learn.load('mid')
-    again = make(data, path)
+    again,found = make(data, path),finder(data)
     with again.distributed(): again.fit(2, 1e-2)
+    with found.distributed(): res['found'] = found.get_preds()
     res |= dict(history=[(o['values'], o['losses'], o['steps']) for o in learn.history[-1:]+again.history], weights=[weights(o) for o in (learn, again)])
     return res | dict(left=[hasattr(learn, 'share_batches'), 'export' in vars(learn), type(learn.model).__name__, len(learn.dls.train)])
 
@@ -120,6 +130,11 @@ def close(a, b):
 @pytest.mark.parametrize('what', ['weights', 'history', 'validate', 'train', 'nine', 'batch', 'rate'])
 def test_two_are_like_one(ranks, alone, what):
     for o in ranks: assert close(o[what], alone[what]), (o[what], alone[what])
+
+def test_findings_and_unequal_targets_come_together(ranks, alone):
+    found,targs = alone['found']
+    for r in ranks: assert all(torch.allclose(a.float(), b.float(), atol=1e-4) for a,b in zip(r['found'][0], found))
+    assert [(o > 0).sum().item() for o in ranks[0]['found'][1][1]] == [(o > 0).sum().item() for o in targs[1]]
 
 def test_ranks_agree_to_the_last_bit(ranks):
     assert all(map(torch.equal, *[o['weights'] for o in ranks]))

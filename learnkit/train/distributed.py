@@ -99,7 +99,7 @@ def _clear_words():
             'The output of the others says why. What `learn.save` has written is whole: load it in a new run. '
             f'(The connection says: {(words or str(e))[:200]})') from e
 
-# %% ../../nbs/47_train.distributed.ipynb #56862b2e
+# %% ../../nbs/47_train.distributed.ipynb #10daac15
 def _gather(o, counts):
     "`o` of all ranks, one after the other: tensors (or lists of dicts) that have `counts` pictures along their first axis."
     if isinstance(o, dict): return {k:_gather(v, counts) for k,v in o.items()}
@@ -107,11 +107,17 @@ def _gather(o, counts):
     if isinstance(o, (tuple, list)): return type(o)(_gather(v, counts) for v in o)
     if not isinstance(o, torch.Tensor): return o
     if not o.ndim: return (_gather(o[None].expand(max(1, counts[rank_distrib()])), counts)).mean()
-    mine = o.new_zeros(max(1, *counts), *o.shape[1:]).as_subclass(torch.Tensor)
-    mine[:len(o)] = o.detach()
+    mine = o.new_zeros(max(1, *counts), *_largest(o)).as_subclass(torch.Tensor)
+    mine[tuple(map(slice, o.shape))] = o.detach()
     parts = [torch.empty_like(mine) for _ in counts]
     dist.all_gather([p.view(-1).view(torch.uint8) for p in parts], mine.view(-1).view(torch.uint8))
     return torch.cat([p[:n] for p,n in zip(parts, counts)])
+
+def _largest(o):
+    "The shape of a row of `o`, or of its counterparts in other ranks where that is larger: a batch of boxes has as many as its fullest picture."
+    shape = torch.tensor(o.shape[1:], device=o.device)
+    if len(shape): dist.all_reduce(shape, dist.ReduceOp.MAX)
+    return shape.tolist()
 
 def _gather_objects(o, counts):
     "The lists `o` of all ranks as one."
