@@ -231,3 +231,18 @@ def test_renamed_export_is_found(tmp_path):
     top = house(tmp_path)
     (top/'nbs'/'00_settings.ipynb').write_text(json.dumps(dict(cells=[dict(cell_type='code', source=['#| default_exp options'])])))
     assert ['00_settings.ipynb no longer makes learnkit.settings'] == list(every_module_has_its_notebook(top))
+
+def given(o):
+    "The names that module `o` gives to a star import, and those that it takes from other modules."
+    there = [n for n in o.tree.body if isinstance(n, ast.Assign) and getattr(n.targets[0], 'id', '') == '__all__']
+    taken = {a.name for n in ast.walk(o.tree) if isinstance(n, ast.ImportFrom) for a in n.names}
+    return {e.value for n in there for e in getattr(n.value, 'elts', [])},taken
+
+def test_no_name_hides_another():
+    "After `from learnkit.all import *` a name means one thing: a module may give a name again only if it builds on the earlier one."
+    first,hidden = {},[]
+    for o in sorted(modules(root), key=lambda o: o.number or 0):
+        names,taken = given(o)
+        hidden += [f'{o.name}.{n} hides that of {first[n]}' for n in names if n in first and n not in taken]
+        first |= dict.fromkeys(names, o.name)
+    assert hidden == []
