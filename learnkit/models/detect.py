@@ -306,7 +306,7 @@ def _take_over(new, old):
     own = new.state_dict()
     new.load_state_dict({k:v for k,v in old.state_dict().items() if own[k].shape == v.shape}, strict=False)
 
-# %% ../../nbs/36_models.detect.ipynb #1d46c26d
+# %% ../../nbs/36_models.detect.ipynb #2979dc8a
 def _whole(arch, n_classes, pretrained=True, most=100, n_points=None):
     name = arch.partition('.')[0]
     points = dict(num_keypoints=n_points or 17) if name.startswith('keypoint') else {}
@@ -316,7 +316,6 @@ def _whole(arch, n_classes, pretrained=True, most=100, n_points=None):
     net.requires_grad_(True)
     two = hasattr(net, 'roi_heads')
     (net.roi_heads if two else net).detections_per_img = most
-    for d,n in ((net.rpn._pre_nms_top_n,1000), (net.rpn._post_nms_top_n,300)) if two else (): d.update(dict.fromkeys(d, min(n, d['testing'])))
     return (TwoStage if two else OneStage)(net, arch, most, pretrained)
 
 # %% ../../nbs/36_models.detect.ipynb #d37c8392
