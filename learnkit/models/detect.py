@@ -186,13 +186,19 @@ def _forward(self, x, boxes=None, labels=None, more=None):
 
 TorchvisionDetector.look,TorchvisionDetector.forward = _look,_forward
 
-# %% ../../nbs/36_models.detect.ipynb #1bd86e20
+# %% ../../nbs/36_models.detect.ipynb #86dbccb8
 @contextmanager
 def _learning(stage, on):
     "Set `.training` of `stage`, not of its layers, to `on` within the block."
     was,stage.training = stage.training,on
+    counts = [d for d in (getattr(stage, f'_{o}_nms_top_n', None) for o in ('pre','post')) if d]
+    kept = [d['training'] for d in counts]
+    if not was: # in validation, as many proposals as for findings without losses
+        for d in counts: d['training'] = d['testing']
     try: yield
-    finally: stage.training = was
+    finally:
+        stage.training = was
+        for d,n in zip(counts, kept): d['training'] = n
 
 def _to_float(m, inp, out): return out.float().contiguous() if isinstance(out, torch.Tensor) else type(out)(_to_float(m, inp, o) for o in out)
 

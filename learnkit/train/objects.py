@@ -24,7 +24,7 @@ from ..data.points import mirror_pairs
 from .learner import TaskLearner
 from .metrics import average_precision
 
-# %% ../../nbs/49_train.objects.ipynb #76a87014
+# %% ../../nbs/49_train.objects.ipynb #22a80f40
 class TargetsIn(Callback):
     "Hand the targets of a batch to the network, which needs them for its losses."
     order = 5 # before other callbacks look at the batch
@@ -33,15 +33,12 @@ class TargetsIn(Callback):
         if not self.training and len(self.yb): self.learn.pred = self.pred[0]
 
 class ObjectLoss:
-    "The sum of the losses that a network gives for itself; `parts` has them one by one."
+    "The sum of the losses that a network gives for itself."
     thresh = .25 # findings with a lower score are not shown
-    def __init__(self, kind:str='boxes'): self.kind,self.parts = kind,{} # 'boxes', 'masks' or 'points'
+    def __init__(self, kind:str='boxes'): self.kind = kind # what is found: 'boxes', 'masks' or 'points'
     def __repr__(self): return 'the losses of the network, added up'
 
-    def __call__(self, pred, *targets, **kwargs):
-        losses = pred if isinstance(pred, dict) else pred[1]
-        self.parts = {k:v.detach() for k,v in losses.items()}
-        return sum(losses.values())
+    def __call__(self, pred, *targets, **kwargs): return sum((pred if isinstance(pred, dict) else pred[1]).values())
 
     def activation(self, found): return found
 
