@@ -8,7 +8,7 @@ __all__ = []
 # %% ../nbs/68_all.ipynb #a9fe7738
 from .lazy import HEAVY as _HEAVY, at_rest as _at_rest, deferred as _deferred
 
-# %% ../nbs/68_all.ipynb #182d3fe7
+# %% ../nbs/68_all.ipynb #9c0b22a2
 with _at_rest(), _deferred(_HEAVY):
     from learnkit.settings import settings # chkstyle: ignore
     from fastai.vision.all import *
@@ -21,6 +21,7 @@ with _at_rest(), _deferred(_HEAVY):
     from learnkit.data.objects import *
     from learnkit.data.formats import *
     from learnkit.data.points import *
+    from learnkit.data.masks import *
     from learnkit.data.gather import *
     from learnkit.data.blocks import *
     from learnkit.data.augment import *
@@ -33,6 +34,8 @@ with _at_rest(), _deferred(_HEAVY):
     from learnkit.models.maps import *
     from learnkit.models.detect import *
     from learnkit.models.yolo import *
+    from learnkit.models.segment import *
+    from learnkit.train.pixels import *
     from learnkit.train.metrics import *
     from learnkit.train.speed import *
     from learnkit.train.fast import *
@@ -42,6 +45,7 @@ with _at_rest(), _deferred(_HEAVY):
     from learnkit.train.objects import *
     from learnkit.task.classification import *
     from learnkit.task.keypoints import *
+    from learnkit.task.segmentation import *
     from learnkit.task.detection import *
     from learnkit.use.interpret import *
     from learnkit.use.objects import *

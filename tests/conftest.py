@@ -46,3 +46,9 @@ def mirror():
     place = Path(os.environ.get('LEARNKIT_MIRROR') or ROOT.parent/'shared'/'data')
     if not (place/'cats_vs_dogs.tar').is_file(): pytest.skip(f'no real pictures: {place} has no cats_vs_dogs.tar (set LEARNKIT_MIRROR)')
     return place.resolve()
+
+@pytest.fixture
+def real(mirror):
+    "A function from the name of a data set to its folder of real pictures."
+    from learnkit.data.sources import get_data
+    return lambda name: get_data(name, mirror=mirror)

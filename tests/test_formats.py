@@ -1,11 +1,11 @@
-"Boxes, shapes and points from COCO, VOC, YOLO and mask folders: the same records, and everything wrong is told with its place."
+"Boxes, shapes and points from COCO, VOC and YOLO: the same records, and everything wrong is told with its place."
 import json, shutil
 import numpy as np, pytest
 from learnkit.core import DataError, NotFound
 from learnkit.data.doodles import write_doodle_scenes
 from learnkit.data.formats import read_coco, read_voc, read_yolo, write_coco
-from learnkit.data.objects import decode_runs, encode_runs, fit_box, read_masks, shape_mask
-from learnkit.data.sources import get_data
+from learnkit.data.masks import read_masks
+from learnkit.data.objects import decode_runs, encode_runs, fit_box, shape_mask
 from PIL import Image
 
 @pytest.fixture(scope='module')
@@ -204,34 +204,7 @@ def test_list_with_folders(tmp_path):
     assert [r.split for r in read_coco(f, valid='v.txt')] == ['train', 'valid']
     with pytest.raises(NotFound, match='no list of validation'): read_coco(f, valid='w.txt')
 
-# Masks
-
-def test_masks_that_are_wrong(tmp_path):
-    pictures(tmp_path/'images', 4)
-    (tmp_path/'labels').mkdir()
-    for i in (0, 1): Image.fromarray(np.full((80, 100), i, np.uint8)).save(tmp_path/'labels'/f'p{i}.png')
-    Image.new('RGB', (100, 80)).save(tmp_path/'labels'/'p2.png')
-    (tmp_path/'labels'/'p3.png').write_bytes(b'words')
-    for kw in (dict(label='x'), dict(codes=['a', 'b'])):
-        rs = read_masks(tmp_path, **kw)
-        assert any('p3.png is text' in o for o in told(rs)), told(rs)
-    assert any('p2.png is a picture in colours' in o for o in told(read_masks(tmp_path, label='x')))
-    assert [r.split for r in read_masks(tmp_path, codes=['a'], valid=.34)].count('valid') == 1
-    with pytest.raises(NotFound, match='no list of validation'): read_masks(tmp_path, codes=['a'], valid='lost.txt')
-
-def test_masks(tmp_path):
-    pictures(tmp_path/'images', 4)
-    (tmp_path/'labels').mkdir()
-    ids = np.zeros((80, 100), np.uint8)
-    ids[10:20, 30:50],ids[40:41, 0:100] = 1,3
-    for k,m in (('p0_mask', ids), ('p1', ids[:40]), ('p2', ids*0)): Image.fromarray(m).save(tmp_path/'labels'/f'{k}.png')
-    (tmp_path/'valid.txt').write_text('p2.png\n')
-    rs = read_masks(tmp_path, label='thing')
-    assert [(r.boxes, r.masks, r.split) for r in rs] == [([[30, 10, 50, 20], [0, 40, 100, 41]], [1, 3], 'train'), ([], [], 'valid')]
-    assert any('p1.png is 100 by 80 pixels, and its boxes are for 100 by 40' in o for o in told(rs)) and any('p3.png has no mask' in o for o in told(rs))
-    with pytest.raises(NotFound, match='no list of classes'): read_masks(tmp_path)
-    rs = read_masks(tmp_path, codes=['sky', 'sea'])
-    assert [r.image.stem for r in rs] == ['p0', 'p2'] and rs.about == dict(classes=['sky', 'sea']) and rs[0].boxes is None
+# Shapes
 
 def test_runs():
     rng = np.random.RandomState(0)
@@ -246,17 +219,10 @@ def test_fit_box_is_exact(): assert fit_box((0, 0, 10.5, 80), (100, 80)) == [0, 
 
 # Real data sets
 
-@pytest.fixture
-def real(mirror): return lambda name: get_data(name, mirror=mirror)
-
 def test_blood_cells(real):
     rs = read_voc(real('bccd'))
     assert len(rs) == 324 and rs.counts.keys() == {'RBC', 'WBC', 'Platelets'} and len(rs.valid) > 0
     assert sum(len(r.boxes) for r in rs) > 4300
-
-def test_pedestrians(real):
-    rs = read_masks(real('PennFudanPed'), images='PNGImages', masks='PedMasks', label='pedestrian')
-    assert len(rs) == 130 and sum(len(r.boxes) for r in rs) == 313 and not rs.problems
 
 def test_real_coco(real):
     rs = read_coco(real('coco'))
@@ -270,7 +236,3 @@ def test_real_voc(real):
     assert len(rs) == 371 and (len(rs.train), len(rs.valid)) == (295, 76) and len(rs.classes) == 20
     pets = read_voc(real('pets_cats'), images='images', annotations='annotations/xmls')
     assert len(pets) == 209 and any('151 pictures without an XML file' in str(o) for o in pets.problems)
-
-def test_real_masks(real):
-    rs = read_masks(real('camvid'))
-    assert len(rs) == 468 and (len(rs.train), len(rs.valid)) == (367, 101) and len(rs.about['classes']) == 12 and not rs.problems

@@ -10,7 +10,8 @@ def table(**column): return lambda path: lk.read_csv(path/'labels.csv', **column
 def objects(path): return lk.read_coco(path/'boxes.json')
 
 READ = dict(classification=lk.read_folder, multilabel=table(labels='attributes'), regression=table(value='age'), detection=objects, instance=objects,
-    pose=objects, keypoints=lambda path: lk.read_points(path/'points.csv'))
+    pose=objects, keypoints=lambda path: lk.read_points(path/'points.csv'),
+    segmentation=lambda path: lk.read_masks(path, images='.', masks='parts'))
 
 @pytest.fixture(params=sorted(lk.tasks()))
 def name(request): return request.param

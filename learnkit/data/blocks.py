@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['opener', 'field', 'where', 'ImageBlock', 'CategoryBlock', 'MultiCategoryBlock', 'RegressionBlock', 'Placed', 'Boxes',
            'Points', 'picture_size', 'BoxLabels', 'filled', 'BoxBlock', 'BoxLabelBlock', 'ObjectPoints', 'PointsBlock',
-           'instance_mask', 'InstanceBlock']
+           'instance_mask', 'InstanceBlock', 'TensorClasses', 'ClassMask', 'ClassNumbers', 'MaskBlock']
 
-# %% ../../nbs/20_data.blocks.ipynb #f56c7769
+# %% ../../nbs/20_data.blocks.ipynb #22a0f641
 from contextvars import ContextVar
 from ..core import DataError
 from fastcore.all import *
@@ -16,11 +16,12 @@ from fastai.data.block import MultiCategoryBlock as _MultiCategoryBlock
 from fastai.data.block import RegressionBlock as _RegressionBlock
 from fastai.data.block import TransformBlock
 from fastai.data.transforms import CategoryMap, IntToFloatTensor, MultiCategory
-from fastai.torch_core import TensorBase, TensorMultiCategory
+from fastai.torch_core import TensorBase, TensorMask, TensorMultiCategory
 from fastai.vision.core import PILBase, PILImage, PILMask, TensorBBox, TensorPoint
 from fasttransform import DisplayedTransform
 import numpy as np, torch
 from .images import image_size, natural_key, open_image
+from .masks import class_numbers
 from .objects import mask_numbers, shape_mask
 from .records import Record
 from PIL import Image
@@ -184,3 +185,25 @@ def instance_mask(r:Record) -> PILMask: # 0: background, i+1: the object of box 
 def InstanceBlock():
     "A block for the shapes of objects, behind a `BoxBlock`; reads field `masks`."
     return TransformBlock(type_tfms=[instance_mask], dls_kwargs=dict(before_batch=filled))
+
+# %% ../../nbs/20_data.blocks.ipynb #4049b821
+class TensorClasses(TensorMask): "The number of a class for each pixel; 255 where none counts."
+class ClassMask(PILMask): _tensor_cls = TensorClasses
+
+class ClassNumbers(DisplayedTransform):
+    "Records, or files of masks, as pictures that hold the number of a class of `vocab` for each pixel."
+    def __init__(self, vocab=None): self.vocab = L(vocab)
+
+    def setups(self, dsets):
+        names = {} if self.vocab or dsets is None else {o for r in dsets if getattr(r, 'masks', None) is not None for o in r.labels}
+        if names: self.vocab = L('background', *sorted(names-{'background'}, key=natural_key))
+
+    def encodes(self, o):
+        if not isinstance(o, Record): return ClassMask(Image.fromarray(mask_numbers(o)))
+        picture_size(o)
+        return ClassMask(Image.fromarray(class_numbers(o, self.vocab)))
+
+# %% ../../nbs/20_data.blocks.ipynb #027c614a
+def MaskBlock(codes=None): # names of the classes in the order of their numbers; None: of shapes, background and the names that occur
+    "A block for semantic masks: records, or the files of masks."
+    return TransformBlock(type_tfms=[ClassNumbers(codes)], batch_tfms=IntToFloatTensor)

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['CORNERS', 'read_coco', 'read_voc', 'read_yolo', 'read_objects', 'write_coco']
 
-# %% ../../nbs/17_data.formats.ipynb #6ea2b6bc
+# %% ../../nbs/17_data.formats.ipynb #14291f90
 import json, re, yaml
 from collections import Counter
 from pathlib import Path
 from xml.etree import ElementTree
 from fastcore.basics import listify
-from ..core import DataError, NotFound, atomic_path, checked
+from ..core import DataError, NotFound, atomic_path, checked, choose
 from .images import Problem, image_files, image_size, natural_key, need_folder
 from .objects import _held, _made, encode_runs, mask_numbers, read_csv, shape_mask
 from .records import SPLITS, Record, Records, _finder, _n
@@ -112,15 +112,17 @@ def _coco_files(path, valid):
     if all(len(v) == 1 for v in by.values()): return [(by['train'][0], 'train'), (by['val'][0], 'valid')],valid
     raise DataError(f'{path} has several JSON files: {", ".join(o.name for o in files)}. Give the path of the one to read.')
 
-# %% ../../nbs/17_data.formats.ipynb #323104f5
+# %% ../../nbs/17_data.formats.ipynb #4839eebd
 @checked
 def read_coco(
     path, # of the JSON file, or of a folder with it, or with one for training and one for validation
     images=None, # folder that the file names count from; default: looked for near the file
     valid=None, # a second JSON file, a text file with the names of validation pictures, or a function (path -> bool)
-    check=True # True: look at each file's header; 'full': decode each picture; False: trust them
+    check=True, # True: look at each file's header; 'full': decode each picture; False: trust them
+    what='objects' # 'objects', or 'semantic': their shapes alone, for masks with a class for each pixel
     ) -> Records: # with `boxes`, `labels` and, where there are any, `masks`, `points` and `crowd`
     "Read objects from a COCO file; raises `NotFound` or `DataError` where nothing could be learned from it."
+    choose(what, ('objects', 'semantic'), 'what=')
     files,lists = _coco_files(path, valid)
     found,problems,about = [],[],dict(classes=[])
     for f,split in files:
@@ -130,7 +132,22 @@ def read_coco(
         claims = _coco_claims(f, d, known, problems)
         found += [(Record(p, split=held(p) or split, file=f), size, claims[i]) for i,(p,size) in known.items()]
         _learn_about(about, d)
-    return _made(found, problems, check, about, f)
+    rs = _made(found, problems, check, about, f)
+    return _shapes(rs, f) if what == 'semantic' else rs
+
+# %% ../../nbs/17_data.formats.ipynb #1f17e4ca
+def _shapes(rs, where):
+    "`rs` with shapes and without boxes, and with the classes that occur."
+    for r in rs:
+        fits = [isinstance(o, list) or bool(o) and o['size'] == [r.size[1], r.size[0]] for o in r.masks or [None]*len(r.boxes)]
+        rs.problems += [Problem(r.image, f'has an object ({o}) without a segmentation of its size, left out') for o,ok in zip(r.labels, fits) if not ok]
+        keep = [i for i,ok in enumerate(fits) if ok]
+        r.masks,r.labels,r.crowd = [r.masks[i] for i in keep],[r.labels[i] for i in keep],[bool(r.crowd and r.crowd[i]) for i in keep]
+        r.boxes = r.points = None
+    if not any(r.masks for r in rs): raise DataError(f'No object in {where} has a segmentation, so no mask can be drawn.')
+    seen = {*rs.classes} - {'background'}
+    rs.about = dict(classes=['background', *(o for o in rs.about['classes'] if o in seen)])
+    return rs
 
 # %% ../../nbs/17_data.formats.ipynb #a4d9be3c
 def _part_names(stem):

@@ -6,7 +6,7 @@
 __all__ = ['split_records', 'kept_size', 'scaled_size', 'open_fitted', 'middle', 'Kept', 'ThreadDL', 'cut', 'DataBlock',
            'TaskLoaders', 'record_block', 'record_dls']
 
-# %% ../../nbs/23_data.loaders.ipynb #a3474ce6
+# %% ../../nbs/23_data.loaders.ipynb #a007eea6
 import os, random, shutil, tempfile, threading, torch
 from collections import deque
 from copy import copy
@@ -21,8 +21,8 @@ from fastai.data.transforms import ToTensor
 from fastai.torch_core import TensorImageBase, apply, set_seed, to_device
 from fastai.vision.augment import RandomResizedCrop, Resize
 from fastai.vision.core import TensorBBox, TensorPoint
-from .augment import METHODS, augment_tfms, fit_size
-from .blocks import opener
+from .augment import METHODS, augment_tfms, fit_size, fitted_mask
+from .blocks import ClassMask, opener
 from .images import open_image
 from .records import Record
 from .show import show_grid
@@ -186,9 +186,9 @@ class ThreadDL(TfmdDL):
         if self.kept.mb <= 0: return f'{who} of each epoch'
         return f'{who} once; they are kept ' + (f'at {self.fit[0]} by {self.fit[1]} px' if isinstance(self.fit, tuple) else 'at full size') + f', up to {self.kept.mb:g} MB'
 
-# %% ../../nbs/23_data.loaders.ipynb #85d4b9bb
+# %% ../../nbs/23_data.loaders.ipynb #5a627989
 def cut(
-    o, # an item: a picture and targets without a place
+    o, # an item: a picture and targets, of those with a place only masks of classes
     tfms): # pipeline of item transforms
     "The item `o` after `tfms`, if they are `Resize` and `ToTensor` and the picture has the right size already, else `None`."
     if [*map(type, tfms.fs)] != [Resize, ToTensor] or not isinstance(o, tuple) or not hasattr(o[0], 'pixels'): return None
@@ -197,7 +197,9 @@ def cut(
     t.before_call(o, tfms.split_idx)
     x,y = (0, 0) if (w,h) == t.size else (int(p*(n-m)) for p,n,m in zip(t.pcts, (w, h), t.size))
     a = torch.from_numpy(o[0].pixels[y:y+t.size[1], x:x+t.size[0]].copy())
-    return o[0]._tensor_cls(a.permute(2, 0, 1) if a.ndim == 3 else a[None]), *o[1:]
+    return o[0]._tensor_cls(a.permute(2, 0, 1) if a.ndim == 3 else a[None]), *(_cut_mask(t, y) if isinstance(y, ClassMask) else y for y in o[1:])
+
+def _cut_mask(t, y): return y._tensor_cls(torch.from_numpy(np.array(y if y.size == tuple(t.size) else fitted_mask(t, y))))
 
 # %% ../../nbs/23_data.loaders.ipynb #8bff5527
 @patch
@@ -223,7 +225,7 @@ def _open(self:ThreadDL, i):
     except SkipItemException: return None
     finally: opener.reset(token)
 
-# %% ../../nbs/23_data.loaders.ipynb #5a05fa85
+# %% ../../nbs/23_data.loaders.ipynb #62891d99
 @patch
 def before_iter(self:ThreadDL):
     super(ThreadDL, self).before_iter()
@@ -235,7 +237,8 @@ def _placeless(self:ThreadDL):
     if not self.n: return None
     item = self.dataset[0]
     rest = item[self.n_inp:] if isinstance(item, tuple) else ()
-    return True if not any(isinstance(o, (Image.Image, TensorImageBase, TensorPoint, TensorBBox)) for o in rest) else None
+    fixed = Image.Image,TensorImageBase,TensorPoint,TensorBBox
+    return True if not any(isinstance(o, fixed) and not isinstance(o, ClassMask) for o in rest) else None
 
 # %% ../../nbs/23_data.loaders.ipynb #d23d9105
 @patch

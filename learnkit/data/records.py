@@ -14,7 +14,7 @@ from fastcore.foundation import L
 from ..core import DataError, NotFound, checked, choose
 from .images import Problem, check_images, image_files, natural_key, need_folder
 
-# %% ../../nbs/15_data.records.ipynb #699160f3
+# %% ../../nbs/15_data.records.ipynb #303a9c83
 @dataclass(repr=False)
 class Record:
     "One picture and what is known about it."
@@ -24,6 +24,7 @@ class Record:
     value: float = None   # a number, or a list of numbers
     boxes: list = None    # of [x0, y0, x1, y1] in pixels
     mask: Path = None     # file with a class, or an object's number, for each pixel
+    mask_map: dict = None # {number or colour in the file `mask`: number of the class}, or a function; None: they are the same
     masks: list = None    # with boxes, the shape of each: polygons, runs, or its number in the file `mask`
     points: list = None   # of (x, y) in pixels; with boxes, for each a list of (x, y, v): v is 0 not there, 1 hidden, 2 seen
     crowd: list = None    # with boxes, is it round a crowd that nobody has counted?
@@ -33,7 +34,7 @@ class Record:
     file: Path = None     # the file or folder that the labels come from
     row: int = None       # and its row there; the header is row 1
     def __repr__(self):
-        known = [f'{o.name}={getattr(self, o.name)!r}' for o in fields(self)[1:-2] if o.name != 'size' and getattr(self, o.name) is not None]
+        known = [f'{o.name}={getattr(self, o.name)!r}' for o in fields(self)[1:-2] if o.name not in ('size', 'mask_map') and getattr(self, o.name) is not None]
         return f"Record({', '.join([getattr(self.image, 'name', str(self.image)), *known])})"
 
 # %% ../../nbs/15_data.records.ipynb #53d5c9c8

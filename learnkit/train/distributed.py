@@ -233,7 +233,7 @@ def after_pred(self:ShareBatches):
 @patch
 def _together(self:ShareBatches): return _gather((self.pred, tuple(self.yb)), self.counts[self.iter])
 
-# %% ../../nbs/47_train.distributed.ipynb #6550ae6e
+# %% ../../nbs/47_train.distributed.ipynb #dd448be3
 @patch
 def after_loss(self:ShareBatches):
     if not self.training or self.counts is None: return
@@ -248,6 +248,7 @@ def _mass(self:ShareBatches):
     "What the loss of this rank's pictures was divided by: their number, or the sum of their weights."
     n = self.counts[self.iter][self.rank]
     res,func = self.loss.new_tensor(float(n)),getattr(self.loss_func, 'func', self.loss_func)
+    if n and hasattr(func, 'mass'): return func.mass(self.yb[0])
     if not n or not isinstance(func, torch.nn.CrossEntropyLoss) or torch.is_floating_point(self.yb[0]): return res
     y = self.yb[0].as_subclass(torch.Tensor)
     keep = (y != func.ignore_index).to(res.dtype)

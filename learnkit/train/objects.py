@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['TargetsIn', 'ObjectLoss', 'paste_mask', 'found_facts', 'true_facts', 'record_facts', 'decode_objects', 'show_objects',
-           'ObjectScore', 'HalfScore', 'MaskScore', 'PointScore', 'turned_back', 'joined', 'Mirror']
+           'ObjectScore', 'HalfScore', 'MaskScore', 'PointScore', 'turned_back', 'joined']
 
-# %% ../../nbs/49_train.objects.ipynb #838123be
+# %% ../../nbs/49_train.objects.ipynb #54e96781
 import numpy as np, torch
 from fastcore.all import *
 from fastai.callback.core import Callback
-from fastai.learner import Learner, Metric
+from fastai.learner import Metric
 from fastai.torch_core import TensorMultiCategory
 from fastai.vision.augment import Resize
 from fastai.vision.core import TensorBBox
@@ -21,7 +21,6 @@ from ..data.blocks import picture_size
 from ..data.objects import encode_runs, mask_numbers, shape_mask
 from ..data.show import draw_objects, to_array
 from ..data.points import mirror_pairs
-from .learner import TaskLearner
 from .metrics import average_precision
 
 # %% ../../nbs/49_train.objects.ipynb #22a80f40
@@ -214,27 +213,8 @@ def _best(parts, k, overlap):
     at = at[labels[at] > 0][:k]
     return [torch.cat([o[at], o.new_zeros(k-len(at), *o.shape[1:])]) for o in parts]
 
-# %% ../../nbs/49_train.objects.ipynb #e8067e4d
+# %% ../../nbs/49_train.objects.ipynb #7b3eae19
 @patch
 def with_mirror(self:ObjectLoss, found, again, about):
     "What was found in pictures, together with what was found in their mirror images; `about`: what is known about all records."
     return joined(found, turned_back(again, self.kind, mirror_pairs(about['points']) if self.kind == 'points' else None))
-
-class Mirror(Callback):
-    "Show the network mirror images."
-    order = 4 # before `TargetsIn`
-    def before_batch(self): self.learn.xb = self.xb[0].flip(-1), *self.xb[1:]
-
-_tta = Learner.tta
-
-@patch
-@delegates(_tta)
-def tta(self:TaskLearner, ds_idx=1, dl=None, **kwargs):
-    "What the learner says about pictures that it sees in several variations, and the targets. Where answers have places, these are the picture and its mirror image."
-    join = getattr(self.loss_func, 'with_mirror', None)
-    if join is None: return _tta(self, ds_idx, dl, **kwargs)
-    if kwargs: raise TypeError(f'For this task, tta has no argument {first(kwargs)!r}: the network sees each picture and its mirror image.')
-    if dl is None: dl = self.dls[ds_idx].new(shuffle=False, drop_last=False)
-    found,targs = self.get_preds(dl=dl)
-    again,_ = self.get_preds(dl=dl, cbs=[Mirror()])
-    return join(found, again, self.dls.about), targs

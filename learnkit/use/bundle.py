@@ -67,7 +67,7 @@ def _transform(name, args):
     args = {k:tuple(v) if isinstance(v, list) else v for k,v in args.items()}
     return kind(**args)
 
-# %% ../../nbs/61_use.bundle.ipynb #39a794fe
+# %% ../../nbs/61_use.bundle.ipynb #8a37061e
 FORMAT = 1
 
 def _config(learn):
@@ -76,7 +76,7 @@ def _config(learn):
     if kind not in (PILImage, PILImageBW): raise DataError('A bundle needs pictures that were opened by an ImageBlock. Export to a name that ends in .pkl.')
     about = _facts(learn)
     n,kw = _n_out(learn),learn.model_kw
-    net = dict(task=learn.task.name, arch=learn.arch, model=_plain(kw | {k:n for k in kw if k == 'n_out'}), n_out=n, vocab=_vocab(learn.dls))
+    net = dict(task=learn.task.name, arch=learn.arch, model=_plain(kw | {k:n or v for k,v in kw.items() if k == 'n_out'}), n_out=n, vocab=_vocab(learn.dls))
     steps = dict(picture='L' if kind is PILImageBW else 'RGB', item=_recipe(dl.after_item.fs), batch=_recipe(dl.after_batch.fs))
     licence = about.licence if learn.pretrained else None
     versions = {o:version(o) for o in ('learnkit', 'fastai', 'torch', 'torchvision', 'timm')}
