@@ -7,12 +7,13 @@ __all__ = ['DTYPES', 'LAYOUTS', 'MixedPrecision', 'seconds', 'has_fast_bf16', 'w
            'AutoPrecision', 'precision_cb', 'FusedAdam', 'Adam', 'folded', 'Short', 'Mixed', 'shortened', 'PackedConv',
            'packed', 'ask', 'for_answers']
 
-# %% ../../nbs/42_train.speed.ipynb #9b91dd66
+# %% ../../nbs/42_train.speed.ipynb #3a546114
 import hashlib, json, platform, time, torch
 from copy import deepcopy
 from ..core import atomic_path, choose, say
 from ..settings import settings
 from fastcore.all import *
+from ..models.maps import DenseBody
 from ..models.zoo import Body
 from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.fp16 import MixedPrecision as _MixedPrecision
@@ -215,20 +216,26 @@ def Adam(params, lr, decouple_wd=True, **kwargs):
     if not decouple_wd or any(p.dtype != torch.float32 for p,*_ in opt.all_params()): return opt
     return FusedAdam(opt.param_lists, opt.cbs, lr=lr, **{k:v for k,v in opt.hypers[0].items() if k != 'lr'})
 
-# %% ../../nbs/42_train.speed.ipynb #a5f7299f
+# %% ../../nbs/42_train.speed.ipynb #23781ba3
 def folded(net):
     "A copy of `net` in `eval` mode, batch norms folded into the convolutions before them where PyTorch can follow the steps."
     res = deepcopy(net).eval().requires_grad_(False)
-    try: return fuse(res)
-    except Exception: return _fold_parts(res)
+    fixed = _around_places(res)
+    try: return _fold_parts(res, fixed) if fixed else fuse(res)
+    except Exception: return _fold_parts(res, fixed)
 
-def _fold_parts(m):
-    "Fold the children of `m` in place."
+def _fold_parts(m, fixed):
+    "Fold the children of `m` in place, of those that are `fixed` only the parts."
     for k,c in m.named_children():
         if not any(isinstance(o, norm_types) for o in c.modules()): continue
-        try: setattr(m, k, fuse(c))
-        except Exception: _fold_parts(c)
+        try: setattr(m, k, _fold_parts(c, fixed) if c in fixed else fuse(c))
+        except Exception: _fold_parts(c, fixed)
     return m
+
+def _around_places(net):
+    "The modules of `net` that hold a layer which a `DenseBody` knows by its name."
+    places = {o.body.net.get_submodule(p.name) for o in net.modules() if isinstance(o, DenseBody) for p in o.places}
+    return {m for m in net.modules() if places & {*m.modules()} - {m}}
 
 # %% ../../nbs/42_train.speed.ipynb #d064f7f3
 class Short(nn.Module):
