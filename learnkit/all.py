@@ -8,7 +8,7 @@ __all__ = []
 # %% ../nbs/68_all.ipynb #a9fe7738
 from .lazy import HEAVY as _HEAVY, at_rest as _at_rest, deferred as _deferred
 
-# %% ../nbs/68_all.ipynb #9c0b22a2
+# %% ../nbs/68_all.ipynb #6eed7fbc
 with _at_rest(), _deferred(_HEAVY):
     from learnkit.settings import settings # chkstyle: ignore
     from fastai.vision.all import *
@@ -49,6 +49,7 @@ with _at_rest(), _deferred(_HEAVY):
     from learnkit.task.detection import *
     from learnkit.use.interpret import *
     from learnkit.use.objects import *
+    from learnkit.use.masks import *
     from learnkit.use.bundle import *
     from learnkit.use.pretrained import *
     from learnkit.use.widgets import *

@@ -55,7 +55,7 @@ def _task_for(records, task, data):
     raise DataError(f'{task} learns from the {need} of a picture, and {data} gives a {there[0]}. Name a csv file and its column with --{need}, '
         f'or use --task {TARGETS[there[0]]}.')
 
-# %% ../nbs/69_cli.ipynb #28e80176
+# %% ../nbs/69_cli.ipynb #ae0fec61
 def _save_figure(path):
     "Write the current matplotlib figure to `path`, whole or not at all, and close it."
     import matplotlib.pyplot as plt
@@ -75,8 +75,9 @@ def _written(learn, out):
     learn.show_results(max_n=12)
     _save_figure(out/'results.png')
     interp = learn.interpret()
-    for fact,plot,name in (('label', 'confusion_matrix', 'confusion'), ('boxes', 'precision_recall', 'precision_recall'), ('boxes', 'errors', 'errors'), ('shares', 'iou', 'iou')):
-        if fact not in interp.facts[0]: continue
+    plots = ('label', 'confusion_matrix', 'confusion'),('boxes', 'precision_recall', 'precision_recall'),('boxes', 'errors', 'errors'),('shares', 'iou', 'iou')
+    for fact,plot,name in plots:
+        if fact not in interp.kinds: continue
         getattr(interp, f'plot_{plot}')()
         _save_figure(out/f'{name}.png')
     learn.path = out.resolve()

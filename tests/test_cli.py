@@ -85,6 +85,16 @@ def test_train_from_a_table(cli, few, tmp_path, column, task, metric):
     code,out,err = cli('predict', 'trained/model.learnkit', few/'valid', '--json')
     assert code == 0 and len(json.loads(out)) == 6 and kind in json.loads(out)[0]
 
+def test_train_and_predict_masks(cli, few, tmp_path):
+    code,out,err = cli('train', 'segmentation', few, '--images', '.', '--masks', 'parts', *FAST)
+    assert code == 0 and 'mIoU=' in out and {'batch.png', 'curves.png', 'iou.png', 'model.learnkit', 'results.png'} <= {*files(tmp_path/'trained')}, err
+    photo = next((few/'valid').rglob('*.png'))
+    code,out,err = cli('predict', 'trained/model.learnkit', photo, '--out', 'drawn')
+    assert code == 0 and 'background 0.' in out and files(tmp_path/'drawn') == [f'{photo.stem}.png', f'{photo.stem}_mask.png'], err
+    assert Image.open(tmp_path/'drawn'/f'{photo.stem}_mask.png').size == Image.open(photo).size
+    assert 'task=segmentation' in cli('train', few, '--images', '.', '--masks', 'parts', *FAST)[1]
+    assert 'images' in refused(cli, tmp_path/'trained', 'train', 'segmentation', few/'train')
+
 def test_train_names_the_task(cli, few):
     code,out,err = cli('train', few/'labels.csv', '--task', 'regression', '--value', 'age', '--json', *FAST)
     assert code == 0 and json.loads(out)['task'] == 'regression'

@@ -230,7 +230,8 @@ def test_crowds_of_records(scenes):
 def test_other_tasks(drawings, one_thread):
     from learnkit.task.classification import classification_dls, classification_learner
     it = classification_learner(classification_dls(drawings, size=32, bs=16), 'small', precision='fp32').interpret()
-    asked = [lambda: it.scores, it.errors, it.plot_precision_recall, it.plot_errors, it.plot_worst, lambda: object_report(it)]
+    asked = [lambda: it.scores, it.errors, it.plot_precision_recall, it.plot_errors, lambda: object_report(it)]
     for f in asked:
         with pytest.raises(DataError, match='for answers with boxes, and those of the task classification have label, prob'): f()
+    with pytest.raises(DataError, match='no plot_worst for answers with label, prob, probs'): it.plot_worst()
     assert isinstance(it.report(), pd.DataFrame) and 'f1' in it.report()

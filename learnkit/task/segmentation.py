@@ -43,23 +43,28 @@ def segmentation_model(
     "A network that gives each pixel a score for each class: (B, n_in, H, W) -> (B, n_out, H, W)."
     return segmenter(decoder, n_out or get_c(dls), arch, pretrained, n_in or dls.one_batch()[0].shape[1], **kwargs)
 
-# %% ../../nbs/52_task.segmentation.ipynb #d1bd858b
+# %% ../../nbs/52_task.segmentation.ipynb #2f0cdb6b
 def mask_of(
     probs:torch.Tensor, # (C, h, w), for one picture
     size, # (width, height) of the picture in its file
     resize=None, # the `Resize` that showed it; None: the whole picture was shown
-    at_once:int=4_000_000) -> np.ndarray: # probabilities computed at a time -> (H, W) numbers of classes, 8 bit
+    at_once:int=1_000_000) -> np.ndarray: # probabilities computed at a time -> (H, W) numbers of classes, 8 bit
     "The most probable class of each pixel of the picture, 255 where the network has not seen it."
     w,h = size
     if resize is not None: resize.pcts = .5,.5
     left,top,pw,ph = (0, 0, w, h) if resize is None else shown_part(resize, size)
-    us,vs = ((torch.arange(n)+.5-a)*2/m-1 for n,a,m in ((w, left, pw), (h, top, ph)))
-    res = []
-    for v in vs.split(max(1, at_once//(w*len(probs)))):
-        grid = torch.stack(torch.meshgrid(us, v, indexing='xy'), -1)
-        ids = F.grid_sample(probs[None].float(), grid[None], padding_mode='border', align_corners=False)[0].argmax(0)
-        res.append(torch.where((grid.abs() > 1).any(-1), IGNORE, ids).byte())
+    (a,b,f,seen),(c,d,g,there) = _between(w, left, pw, probs.shape[2]),_between(h, top, ph, probs.shape[1])
+    wide,res = torch.lerp(probs[...,a].float(), probs[...,b].float(), f),[]
+    for i in torch.arange(h).split(max(1, at_once//(w*len(probs)))):
+        ids = torch.lerp(wide[:,c[i]], wide[:,d[i]], g[i,None]).max(0).indices
+        res.append(torch.where(there[i,None] & seen, ids, IGNORE).byte())
     return torch.cat(res).numpy()
+
+def _between(n, start, length, m):
+    "Of `n` pixels, of which `length` from `start` on were shown as `m` places: the places before and behind each, how near it is to that behind, was it shown?"
+    at = (torch.arange(n)+.5-start)*m/length-.5
+    before = at.floor().clamp(0, m-1)
+    return before.long(), (before+1).clamp(max=m-1).long(), (at-before).clamp(0, 1), (at > -.5) & (at < m-.5)
 
 # %% ../../nbs/52_task.segmentation.ipynb #e7730049
 def mask_facts(
@@ -89,8 +94,8 @@ def _ids(y, names):
     for k,runs in zip(y['labels'], y['masks']): res[decode_runs(runs)] = names.index(k)
     return res
 
-# %% ../../nbs/52_task.segmentation.ipynb #4712b709
-segmentation = register(Task('segmentation', blocks=mask_blocks, model=segmentation_model, loss=lambda dls: PixelLoss(), metrics=(MeanIoU, PixelAccuracy),
+# %% ../../nbs/52_task.segmentation.ipynb #a34fd943
+segmentation = register(Task('segmentation', blocks=mask_blocks, model=segmentation_model, loss=lambda dls: PixelLoss(dice=1.), metrics=(MeanIoU, PixelAccuracy),
     show=show_masks, decode=decode_masks, splitter=three_groups))
 
 # %% ../../nbs/52_task.segmentation.ipynb #7489f564
@@ -127,7 +132,7 @@ def segmentation_block(codes=None, size=192, method='squish', augment=.5, **kwar
     "The fastai `DataBlock` of `segmentation_dls` for the classes `codes`: records in, pictures with masks out."
     return record_block(segmentation, codes, size=size, method=choose(method, ['squish', 'pad'], 'method for masks'), augment=augment, **kwargs)
 
-# %% ../../nbs/52_task.segmentation.ipynb #c583bfa0
+# %% ../../nbs/52_task.segmentation.ipynb #f1aa4e64
 def class_counts(dls) -> torch.Tensor: # `DataLoaders` with masks -> (C,)
     "How many pixels of the training pictures show each class."
     tl,n = dls.train_ds.tls[-1],get_c(dls)
@@ -141,7 +146,7 @@ def segmentation_learner(
     decoder:str='unet', # 'unet', 'fcn', 'fcn32', 'fcn16', 'fcn8', 'segnet', 'deeplab', 'lraspp', or a whole network of torchvision
     pretrained:bool=True, # start from pretrained weights, where there are any
     class_weights=None, # a number for each class, or 'balanced': the rarer a class, the more its pixels count
-    loss_func=None, # in place of `PixelLoss`
+    loss_func=None, # in place of the sum of cross entropy and Dice loss
     n_out:int=None, # classes; None: as many as the data has
     n_in:int=None, # colour channels; None: as many as the pictures have
     decoder_kw:dict=None, # further arguments of the decoder, such as dict(width=64)
@@ -149,7 +154,7 @@ def segmentation_learner(
     "A learner that gives each pixel a class."
     if class_weights is not None and loss_func is not None: raise TypeError('Give class_weights, or a loss_func with weights of its own, but not both.')
     if isinstance(class_weights, str): class_weights = pixel_weights(class_counts(dls)) if choose(class_weights, ['balanced'], 'kind of class weights') else None
-    if class_weights is not None: loss_func = PixelLoss(weights=torch.as_tensor(class_weights, dtype=torch.float32))
+    if class_weights is not None: loss_func = PixelLoss(dice=1., weights=class_weights)
     kw = {k:v for k,v in dict(decoder=decoder, n_out=n_out, n_in=n_in).items() if v is not None} | (decoder_kw or {})
     return task_learner(segmentation, dls, arch, pretrained, model_kw=kw, loss_func=loss_func, **kwargs)
 
