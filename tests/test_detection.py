@@ -111,6 +111,25 @@ def test_pictures_without_objects_and_crowds(scenes):
     none = lk.average_precision([found], [truth])
     assert math.isnan(none.mAP) or none.mAP == 0
 
+def test_what_is_sure_enough_to_be_shown(tmp_path):
+    "The loss object's bound decides what `predict` says; average precision and `get_preds` keep what is below it."
+    learn = lk.detection_learner(lk.detection_dls(spots(8), size=64, bs=4), path=tmp_path, precision='fp32')
+    class Half(Knows):
+        def forward(self, x, *targets):
+            boxes,labels,scores = super().forward(x)
+            scores = scores*torch.tensor([1., .4])
+            return ((boxes, labels, scores), dict(none=self.weight.sum())) if targets else (boxes, labels, scores)
+    learn.model,picture = Half([[-.5, -.5, 0, 0], [.1, .1, .6, .6]]),learn.dls.valid_ds.items[0].image
+    assert learn.predict(picture).scores == pytest.approx([.9, .36])
+    learn.loss_func.thresh = .5
+    for p in learn.predict(picture),*learn.predict([picture, picture]): assert p.scores == pytest.approx([.9]) and len(p.boxes) == len(p.labels) == 1
+    (boxes,labels,scores),_ = learn.get_preds()
+    assert scores[0].tolist() == pytest.approx([.9, .36]) and (labels == 1).all()
+    sizes = [(64, 64)]*len(boxes)
+    assert [len(o['scores']) for o in learn.task.decode((boxes, labels, scores), learn.dls, sizes, thresh=0.)] == [2]*len(boxes)
+    assert learn.interpret().facts[0]['scores'] == pytest.approx([.9])
+    assert lk.ObjectLoss.thresh == .25 and lk.detection_learner(learn.dls, precision='fp32').loss_func.thresh == .25
+
 def test_learning_spots_and_everything_after(tmp_path):
     "A small detector learns bright squares, and says so in the same words after a journey through a bundle."
     lk.set_seed(1)

@@ -10,7 +10,7 @@ from learnkit.data.sources import get_data
 from learnkit.task.classification import classification_dls
 from learnkit.task.keypoints import (PCK, PointError, PointLoss, heat_maps, keypoints_block, keypoints_dls, keypoints_learner, mean_shape, point_errors,
     shape_pairs, show_points, soft_argmax)
-from learnkit.train.metrics import pck
+from learnkit.train.metrics import pck, share_near
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 ARCHS = ['heatmap', 'regression']
@@ -194,11 +194,13 @@ def test_metrics():
     true,guess = torch.rand(6, 4, 2)-.5,torch.rand(6, 4, 2)-.5
     e = point_errors(guess, true, (64, 32))
     px = torch.tensor([32., 16.])
-    assert torch.allclose(e, ((guess-true)*px).norm(dim=-1)/((true.amax(1)-true.amin(1))*px).amax(-1)[:, None])
+    assert torch.allclose(e.float(), ((guess-true)*px).norm(dim=-1)/((true.amax(1)-true.amin(1))*px).amax(-1)[:, None])
     m = PCK(.5)
     m.reset()
     m.errors = [e]
-    assert m.value == pytest.approx(pck(guess*px, true*px, ((true.amax(1)-true.amin(1))*px).amax(-1), .5))
+    assert m.value == pck(guess*px, true*px, ((true.amax(1)-true.amin(1))*px).amax(-1), .5) == (e <= .5).float().mean()
+    m.errors = [e, torch.full((2, 4), torch.nan)]
+    assert m.value == share_near(e, .5) and PointError.value.fget(m) == pytest.approx(e.mean().item())
     lonely = torch.tensor([[[0., 0.], [torch.nan]*2]])
     assert point_errors(lonely+.5, lonely, (64, 32))[0, 0] == pytest.approx(np.hypot(16, 8)/64)
     assert PCK.name == 'pck' and PointError.name == 'error'

@@ -4,7 +4,7 @@ from learnkit.core import DataError
 from learnkit.data.formats import read_coco
 from learnkit.data.objects import decode_runs, encode_runs
 from learnkit.data.sources import get_data
-from learnkit.train.metrics import OKS_SIGMAS, average_precision, box_iou, mask_iou, oks, pck
+from learnkit.train.metrics import OKS_SIGMAS, average_precision, box_iou, mask_iou, oks, pck, point_distances, share_near
 
 def coco_program(): return pytest.importorskip('pycocotools', reason='pycocotools is not installed (extra dev)')
 
@@ -152,4 +152,11 @@ def test_overlaps():
 
 def test_pck():
     true = np.array([[[0, 0, 1], [10, 10, 1], [20, 20, 0]]])
-    assert pck([[[0, 1], [10, 14], [0, 0]]], true, 20) == .5
+    far = point_distances([[[0, 1], [10, 14], [0, 0]]], true, 20)
+    assert far[0,:2].tolist() == [.05, .2] and np.isnan(far[0,2]) and share_near(far) == .5 and share_near(far, .2) == 1
+    assert pck([[[0, 1], [10, 14], [0, 0]]], true, 20) == .5 and pck([[[0, 1], [10, 14], [0, 0]]], true, 20, at=.2) == 1
+    unknown = np.where(true[...,2:] > 0, true[...,:2], np.nan)
+    assert np.array_equal(point_distances([[[0, 1], [10, 14], [0, 0]]], unknown, [20]), far, equal_nan=True)
+    lost = point_distances([[[0, 0], [np.nan]*2, [np.nan]*2]], true, 20)
+    assert lost[0,:2].tolist() == [0, np.inf] and np.isnan(lost[0,2]) and share_near(lost) == .5
+    assert np.isnan(share_near(np.full((2, 3), np.nan))) and np.isnan(share_near([]))

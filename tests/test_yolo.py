@@ -165,12 +165,29 @@ def test_losses_know_what_is_right():
 def test_best_boxes():
     boxes = torch.tensor([[0,0,10,10.], [1,0,11,10], [0,0,10,10], [30,30,40,40]])
     scores = torch.tensor([[.5,.001], [.6,.0], [.0,.4], [.2,.3]])
-    found = best_boxes(scores, boxes)
+    found = best_boxes(scores, boxes, across=1)
     assert found['labels'].tolist() == [1,2,2,1] and found['scores'].tolist() == pytest.approx([.6,.4,.3,.2])
     assert found['boxes'][0].tolist() == [1,0,11,10]
     assert len(best_boxes(scores, boxes, most=2)['labels']) == 2 and len(best_boxes(scores, boxes, overlap=.9)['labels']) == 5
     none = best_boxes(scores, boxes, min_score=.9)
     assert none['boxes'].shape == (0,4) and none['labels'].dtype == torch.int64
+
+def test_one_animal_is_not_two():
+    "Of findings of different classes in nearly the same box only the surest keeps its score; what shares less of the box is left alone."
+    boxes = torch.tensor([[0,0,10,10.], [0,1,10,10], [0,0,10,5.5], [20,0,30,10]])
+    scores = torch.tensor([[.5,.6,.4], [.55,.0,.0], [.0,.0,.3], [.2,.0,.0]])
+    def _found(**kw): return [found[o].tolist() for found in [best_boxes(scores, boxes, **kw)] for o in ('labels','scores','boxes')]
+    labels,sure,places = _found()
+    assert labels == [2,3,1,1,3] and sure == pytest.approx([.6,.3,.2,.55/4,.1]) and places == boxes[[0,2,3,1,0]].tolist()
+    assert [o[:2] for o in _found(most=2)] == [labels[:2],sure[:2],places[:2]]
+    labels,sure,_ = _found(across=1)
+    assert labels == [2,1,3,3,1] and sure == pytest.approx([.6,.55,.4,.3,.2])
+    assert _found(across=.5)[1] == pytest.approx([.6,.2,.55/4,.1,.075])
+    net,x = plain(3, min_score=0., most=50).eval(),torch.randn(1, 3, 64, 64)
+    doubted = net(x)
+    net.across = 1
+    assert doubted[2].sum() < net(x)[2].sum() and plain(3, across=.7).across == .7
+    fits(doubted, 1, 50, 3)
 
 def test_learns():
     net,x = plain(2),torch.randn(2, 3, 64, 64)*.1

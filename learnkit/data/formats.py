@@ -326,14 +326,14 @@ def read_yolo(
         found.append((Record(f, split=split, file=text), size, claims))
     return _made(found, problems, check, dict(classes=[str(o) for o in d['names'].values()]), page)
 
-# %% ../../nbs/17_data.formats.ipynb #0c3849b0
+# %% ../../nbs/17_data.formats.ipynb #1a1b3a2a
 def read_objects(
     path, # folder or file in the format of COCO (.json), YOLO (.yaml) or VOC (.xml), or a table (.csv)
     **kwargs) -> Records: # for the reader
     "Read objects in whichever format they are; raises `NotFound` where `path` holds none of them."
     path = Path(path).expanduser()
     if not path.exists(): raise NotFound(f'There is no folder or file {path}.')
-    if path.suffix.lower() == '.csv': return read_csv(path, boxes=_box_columns(path), **kwargs)
+    if path.suffix.lower() == '.csv': return read_csv(path, boxes=_known_corners(path), **kwargs)
     for read,ends in ((read_coco, ['.json']), (read_yolo, ['.yaml', '.yml']), (read_voc, ['.xml'])):
         if path.suffix.lower() in ends or path.is_dir() and any(_holds(path, o) for o in ends): return read(path, **kwargs)
     raise NotFound(f'{path} holds no annotations of objects: no .json of COCO, no .yaml of YOLO, no .xml of VOC. '
@@ -341,7 +341,7 @@ def read_objects(
 
 CORNERS = 'xmin ymin xmax ymax', 'x0 y0 x1 y1', 'x1 y1 x2 y2', 'left top right bottom', 'x y w h', 'x y width height', 'left top width height'
 
-def _box_columns(path):
+def _known_corners(path):
     "The columns of the table at `path` that hold a box; raises `DataError` where their names don't tell."
     head = [o.strip() for o in path.read_text(encoding='utf-8-sig').split('\n', 1)[0].split(',')]
     for o in CORNERS:

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['YoloNeck', 'YoloHead', 'map_places', 'edges_to_boxes', 'assign_places', 'yolo_losses', 'best_boxes', 'Yolo', 'yolo']
 
-# %% ../../nbs/37_models.yolo.ipynb #c476f56e
+# %% ../../nbs/37_models.yolo.ipynb #4b05098a
 import math, torch, torch.nn.functional as F
 from torch import nn
-from torchvision.ops import batched_nms, box_iou, generalized_box_iou_loss
+from torchvision.ops import batched_nms, box_iou, generalized_box_iou_loss, nms
 from ..core import DataError
 from .tiny import conv_bn
 from .maps import DenseBody, dense
@@ -130,21 +130,25 @@ def yolo_losses(
     edges = (generalized_box_iou_loss(found, true)*share).sum()/share.sum().clamp(min=1)
     return dict(classes=classes*weights[0], boxes=edges*weights[1])
 
-# %% ../../nbs/37_models.yolo.ipynb #040b55c1
+# %% ../../nbs/37_models.yolo.ipynb #f515151a
 def best_boxes(
     scores:torch.Tensor, # (M, C) from 0 to 1, of one picture
     boxes:torch.Tensor, # (M, 4) in pixels
     most:int=100, # objects, at most
     min_score:float=.005, # of an object, 0 to 1
-    overlap:float=.6) -> dict: # two boxes of a class with more are one object
+    overlap:float=.6, # two boxes of a class that overlap by more are one object, 0 to 1
+    across:float=.8) -> dict: # above it, the less sure of two boxes of different classes keeps a quarter of its score, 0 to 1; 1 = never
     "The objects: `boxes` (n, 4), `labels` (n) from 1, `scores` (n), best first (non-maximum suppression)."
     best,at = scores.flatten().topk(min(10*most, scores.numel()))
     at = at[best > min_score]
     best,place,label = best[:len(at)],at//scores.shape[1],at % scores.shape[1]
-    keep = batched_nms(boxes[place], best, label, overlap)[:most]
-    return dict(boxes=boxes[place[keep]], labels=label[keep]+1, scores=best[keep])
+    keep = batched_nms(boxes[place], best, label, overlap)
+    boxes,label,best = boxes[place[keep]],label[keep],best[keep]
+    best = best*torch.full_like(best, .25).index_fill(0, nms(boxes, best, across), 1.)
+    best,at = best.sort(descending=True, stable=True)
+    return dict(boxes=boxes[at[:most]], labels=label[at[:most]]+1, scores=best[:most])
 
-# %% ../../nbs/37_models.yolo.ipynb #1c4c189f
+# %% ../../nbs/37_models.yolo.ipynb #f80cf7d6
 class Yolo(nn.Module):
     "A one-stage detector without anchors; see `learnkit.models.detect` for what it takes and gives."
     arch = 'yolo'
@@ -156,11 +160,12 @@ class Yolo(nn.Module):
         steps:tuple=(8,16,32), # pixels, a side, for a place of each map
         most:int=100, # objects found in a picture, at most
         min_score:float=.005, # of an object, 0 to 1
-        overlap:float=.6): # two boxes of a class that overlap by more are one object, 0 to 1
+        overlap:float=.6, # two boxes of a class that overlap by more are one object, 0 to 1
+        across:float=.8): # above it, the less sure of two boxes of different classes keeps a quarter of its score, 0 to 1; 1 = never
         super().__init__()
         self.body,self.neck = body,YoloNeck(body.features, body.reductions, width, steps)
         self.head = YoloHead(width, n_classes, depth)
-        self.steps,self.most,self.min_score,self.overlap = steps,most,min_score,overlap
+        self.steps,self.most,self.min_score,self.overlap,self.across = steps,most,min_score,overlap,across
         self.rates = 1.6e-2,max(10, body.body.lr_mult) # for `fine_tune`, see `TaskLearner`
 
     def groups(self):
@@ -181,11 +186,12 @@ class Yolo(nn.Module):
         logits,found,mids,sizes = self.places(x)
         losses = None if labels is None else yolo_losses(logits, found, mids, sizes, objects_of(boxes, labels, *size))
         if self.training: return losses
-        with torch.no_grad(): res = [best_boxes(s, b, self.most, self.min_score, self.overlap) for s,b in zip(logits.sigmoid(), found)]
+        rest = self.most,self.min_score,self.overlap,self.across
+        with torch.no_grad(): res = [best_boxes(s, b, *rest) for s,b in zip(logits.sigmoid(), found)]
         res = fixed_size(res, *size, self.most)
         return res if losses is None else (res, losses)
 
-# %% ../../nbs/37_models.yolo.ipynb #9bb5f572
+# %% ../../nbs/37_models.yolo.ipynb #5105c9c3
 @add_detector('yolo')
 def yolo(
     n_classes:int, # classes of objects, without "nothing"
@@ -193,6 +199,6 @@ def yolo(
     pretrained:bool=True, # load trained weights?
     n_in:int=3, # colours of the pictures: 1 = grey, 3 = RGB
     most:int=100, # objects found in a picture, at most
-    **kw) -> Yolo: # for `Yolo`: `width`, `depth`, `steps`, `min_score`, `overlap`
+    **kw) -> Yolo: # for `Yolo`: `width`, `depth`, `steps`, `min_score`, `overlap`, `across`
     "Build our one-stage detector; raises what `dense` raises."
     return Yolo(n_classes, dense(body, pretrained, n_in), most=most, **kw)

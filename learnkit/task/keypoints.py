@@ -7,7 +7,7 @@ __all__ = ['NETS', 'keypoints', 'one_object_blocks', 'heat_maps', 'soft_argmax',
            'keypoints_model', 'wing', 'PointLoss', 'point_errors', 'PointError', 'PCK', 'decode_points', 'show_points',
            'shape_pairs', 'point_tfms', 'keypoints_dls', 'keypoints_block', 'keypoints_learner']
 
-# %% ../../nbs/51_task.keypoints.ipynb #ed0a3dd4
+# %% ../../nbs/51_task.keypoints.ipynb #7cad705e
 import math, numpy as np, torch, torch.nn.functional as F
 from fastcore.all import *
 from pathlib import Path
@@ -25,6 +25,7 @@ from ..models.maps import dense
 from ..models.tiny import conv_bn
 from ..models.zoo import body
 from ..train.learner import task_learner, three_groups
+from ..train.metrics import point_distances, share_near
 import learnkit.train.predict # gives learners their verb predict  # chkstyle: ignore
 
 # %% ../../nbs/51_task.keypoints.ipynb #22a0b707
@@ -185,16 +186,16 @@ def with_mirror(self:PointLoss, preds, mirrored, about):
     pairs = about.get('pairs')
     return (preds + mirrored[:,pairs]*torch.tensor([-1., 1., 1.], device=preds.device))/2 if pairs else preds
 
-# %% ../../nbs/51_task.keypoints.ipynb #c0962994
+# %% ../../nbs/51_task.keypoints.ipynb #fcd6e408
 def point_errors(
     preds:torch.Tensor, # (B, P, 2 or more) x and y from -1 to 1
     targets:torch.Tensor, # (B, P, 2) x and y from -1 to 1, nan for a point that is not there
     size) -> torch.Tensor: # (width, height) of the pictures -> (B, P)
     "How far each point is off, as a share of the object's size; nan where there is none."
     half = torch.tensor(size)/2
-    p,t = (o.as_subclass(torch.Tensor).detach().cpu().float()[...,:2]*half for o in (preds, targets))
+    p,t = (o.as_subclass(torch.Tensor).detach().cpu().double()[...,:2]*half for o in (preds, targets))
     side = (t.nan_to_num(nan=-torch.inf).amax(1) - t.nan_to_num(nan=torch.inf).amin(1)).amax(-1)
-    return (p-t).norm(dim=-1)/torch.where(side >= 1, side, float(max(size)))[:,None]
+    return torch.from_numpy(point_distances(p, t, torch.where(side >= 1, side, float(max(size)))))
 
 class PointError(Metric):
     "The mean error of points, as a share of the object's size."
@@ -204,13 +205,13 @@ class PointError(Metric):
     @property
     def value(self): return torch.cat(self.errors).nanmean().item()
 
-# %% ../../nbs/51_task.keypoints.ipynb #5fc36981
+# %% ../../nbs/51_task.keypoints.ipynb #3bd22b2d
 class PCK(PointError):
     "The share of points that are at most `at` of the object's size off."
     name = 'pck'
     def __init__(self, at:float=.1): self.at = at # share of the longer side of the box round the true points
     @property
-    def value(self): return (e[e.isfinite()] <= self.at).float().mean().item() if len(e := torch.cat(self.errors)) else None
+    def value(self): return share_near(torch.cat(self.errors), self.at)
 
 # %% ../../nbs/51_task.keypoints.ipynb #18bac86c
 def decode_points(preds, dls, sizes):

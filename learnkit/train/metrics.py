@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OKS_SIGMAS', 'THRESHOLDS', 'RECALLS', 'AREAS', 'AP_ENGINES', 'box_iou', 'mask_iou', 'oks', 'Scores',
-           'average_precision', 'pck']
+           'average_precision', 'point_distances', 'share_near', 'pck']
 
 # %% ../../nbs/41_train.metrics.ipynb #6bd9cbc5
 import io, numpy as np
@@ -250,14 +250,29 @@ def average_precision(
             if (res := _score_class(pictures, thresholds, *AREAS[name])) is not None: precision[a,:,:,k],recall[a,:,k] = res
     return Scores(precision, recall, classes, thresholds, areas)
 
-# %% ../../nbs/41_train.metrics.ipynb #367aac03
+# %% ../../nbs/41_train.metrics.ipynb #f17a850f
+def point_distances(
+    preds, # (N, K, 2 or more) points x, y
+    targets, # (N, K, 2 or 3) true points x, y, and v: 0 for one that is not there; or x and y are nan
+    size) -> np.ndarray: # (N,) or a number: the size of the object, above 0, in the units of the points -> (N, K)
+    "How far each point is from its place, as a share of `size`: nan for one that is not there, infinite for one that is and was not found (nan)."
+    a,b = np.asarray(preds, float)[...,:2],np.asarray(targets, float)
+    there = b[...,2] > 0 if b.shape[-1] > 2 else np.isfinite(b).all(-1)
+    far = np.linalg.norm(a-b[...,:2], axis=-1)/np.broadcast_to(np.asarray(size, float), len(a))[:,None]
+    return np.where(there, np.where(np.isnan(far), np.inf, far), np.nan)
+
+def share_near(
+    distances, # of points, see `point_distances`
+    at:float=.1) -> float: # how far off a point may be, as a share of the object's size
+    "The share of `distances` up to `at`, from 0 to 1, without those that are nan; nan if none is left."
+    d = np.asarray(distances, float)
+    d = d[~np.isnan(d)]
+    return float((d <= at).mean()) if d.size else float('nan')
+
 def pck(
-    preds, # (N, K, 2) points x, y
-    targets, # (N, K, 2 or 3) true points x, y, and v: 0 for one that is not there
-    size, # (N,) or a number: the size of the object, in the units of the points
+    preds, # (N, K, 2 or more) points x, y
+    targets, # (N, K, 2 or 3) true points, see `point_distances`
+    size, # (N,) or a number: the size of the object, above 0, in the units of the points
     at:float=.1) -> float: # how far off a point may be, as a share of `size`
-    "The share of correct key points, from 0 to 1."
-    a,b = np.asarray(preds, float),np.asarray(targets, float)
-    near = np.linalg.norm(a[...,:2]-b[...,:2], axis=-1) <= at*np.broadcast_to(np.asarray(size, float), a.shape[:1])[:,None]
-    there = b[...,2] > 0 if b.shape[-1] > 2 else np.ones(near.shape, bool)
-    return float(near[there].mean()) if there.any() else float('nan')
+    "The share of correct key points, from 0 to 1; nan if none is there."
+    return share_near(point_distances(preds, targets, size), at)
