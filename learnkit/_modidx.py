@@ -413,6 +413,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'learnkit.data.masks': { 'learnkit.data.masks._Plan': ('data.masks.html#_plan', 'learnkit/data/masks.py'),
                                      'learnkit.data.masks._advice': ('data.masks.html#_advice', 'learnkit/data/masks.py'),
                                      'learnkit.data.masks._answer': ('data.masks.html#_answer', 'learnkit/data/masks.py'),
+                                     'learnkit.data.masks._below': ('data.masks.html#_below', 'learnkit/data/masks.py'),
                                      'learnkit.data.masks._by_name': ('data.masks.html#_by_name', 'learnkit/data/masks.py'),
                                      'learnkit.data.masks._codes': ('data.masks.html#_codes', 'learnkit/data/masks.py'),
                                      'learnkit.data.masks._colour_map': ('data.masks.html#_colour_map', 'learnkit/data/masks.py'),

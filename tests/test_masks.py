@@ -156,7 +156,8 @@ def test_nothing_but_void(top):
 @pytest.mark.parametrize('values,codes,offer,result', [
     ([0, 255], ab, dict(mask_map={0:0, 255:1}), [0, 1]), ([0, 128, 255], abc, dict(mask_map={0:0, 128:1, 255:2}), [0, 1, 2]),
     ([1, 2, 3], abc, dict(mask_map={1:0, 2:1, 3:2}), [0, 1, 2]), ([1, 3], abc, dict(mask_map={1:0, 2:1, 3:2}), [0, 2]),
-    ([0, 1, 2, 17], abc, dict(ignore=[17]), [0, 1, 2, 255]), ([0, 1, 255], abc, dict(ignore=[255]), [0, 1, 255]), ([0, 1, 2, 250, 255], abc, dict(ignore=[250, 255]), [0, 1, 2, 255, 255]),
+    ([0, 1, 2, 17], abc, dict(ignore=[17]), [0, 1, 2, 255]), ([0, 1, 255], abc, dict(ignore=[255]), [0, 1, 255]),
+    ([0, 1, 2, 250, 255], abc, dict(ignore=[250, 255]), [0, 1, 2, 255, 255]),
     ([0, 1, 2], ab, dict(codes=['background', 'sky', 'sea']), [0, 1, 2]), ([0, 255], ['cat'], dict(codes=['background', 'cat'], mask_map={0:0, 255:1}), [0, 1])])
 def test_the_offer_mends_the_masks(top, values, codes, offer, result):
     fill(top, [ids(*values)]*2)

@@ -14,6 +14,7 @@ from learnkit.data.images import open_image
 from learnkit.data.formats import read_coco
 from learnkit.data.masks import IGNORE, class_numbers, read_masks
 from learnkit.data.records import Record
+from learnkit.task.classification import classification_dls
 from learnkit.task.segmentation import (class_counts, mask_facts, mask_of, segmentation_block, segmentation_dls, segmentation_learner, show_masks,
     unet_learner)
 from learnkit.train.pixels import MeanIoU, PixelLoss
@@ -103,6 +104,8 @@ def test_bad_records(tmp_path, drawn):
     with pytest.raises(DataError, match='read_masks'): segmentation_dls([Record(folder/'images'/'0.png', label='x')])
     with pytest.raises(DataError, match='vocab='): segmentation_dls([Record(folder/'images'/f'{i}.png', mask=folder/'labels'/f'{i}.png') for i in range(4)])
     with pytest.raises(DataError, match='no records'): segmentation_dls([])
+    with pytest.raises(NotFound, match=r'no folder .*images. .* holds parts, train, valid; name the right one with images='): segmentation_dls(drawn)
+    with pytest.raises(DataError, match='no masks to learn.*segmentation_dls'): segmentation_learner(classification_dls(drawn, size=32, bs=4))
     with pytest.raises(NotFound, match='squish'): segmentation_dls(rs, method='squsih')
     with pytest.raises(TypeError, match='Did you mean bs'): segmentation_dls(rs, bz=3)
 
@@ -140,7 +143,7 @@ def test_predict_gives_the_size_of_the_file(learn, tmp_path):
     for item,size in ((im, (50, 90)), (tmp_path/'phone.jpg', (90, 50))):
         p = learn.predict(item)
         assert p[0].shape == size and p[0].dtype == np.uint8 and p[1].shape == (48,48) and p[2].shape == (11,48,48)
-        assert p._repr_png_()[:4] == b'\x89PNG' and p.labels == [learn.dls.vocab[k] for k in np.argsort(-np.bincount(p[0].ravel()), kind='stable')[:len(p.labels)]]
+        assert p._repr_png_()[:4] == b'\x89PNG' and f'{size[1]} × {size[0]}' in repr(p) and p.labels == [learn.dls.vocab[k] for k in np.argsort(-np.bincount(p[0].ravel()), kind='stable')[:len(p.labels)]]
 
 def test_results_have_a_legend_and_both_masks(learn):
     axs = learn.show_results(max_n=4)

@@ -309,22 +309,24 @@ def _mask_finder(path, masks, top, files):
         raise DataError(f'has several masks: {_some([o.name for o in found], 3)}; say which with masks=(a function)' if of else f'has no mask: there is no {found[0]}')
     return find
 
-# %% ../../nbs/19_data.masks.ipynb #e98e8c6e
+# %% ../../nbs/19_data.masks.ipynb #b1f42a23
+def _below(path, name, what):
+    if (path/name).is_dir(): return path/name
+    raise NotFound(f'There is no folder {path/name}. {path} holds {_some(sorted(o.name for o in path.iterdir() if o.is_dir())) or "no folders"}; name the right one with {what}=.')
+
 def _from_folder(path, images, masks, problems):
     "Records of the pictures of the data set in the folder `path` that have a mask."
     path = need_folder(path)
-    top = path if callable(images) else need_folder(path/images)
+    top = path if callable(images) else _below(path, images, 'images')
     files = [path/o for o in images(path)] if callable(images) else image_files(top)
     if not callable(masks):
-        folder = need_folder(path/masks)
+        folder = _below(path, masks, 'masks')
         if folder.resolve() == top.resolve() and not callable(images): raise DataError(
             f'Pictures and masks both lie in {top}. Say which are which with two functions: images=(folder -> list of files), masks=(picture -> its mask).')
         if folder.is_relative_to(top): files = [o for o in files if not o.is_relative_to(folder)]
     if not files: raise DataError(f'{top} holds no pictures.' if not callable(images) else f'images= finds no pictures in {path}.')
-    if callable(images): found = [(f, None, None) for f in files]
-    else:
-        found,more,_ = _divided(top, files, 1)
-        problems += more
+    found,more,_ = _divided(top, files, 1) if not callable(images) else ([(f, None) for f in files], [], None)
+    problems += more
     return list(_pairs(found, _mask_finder(path, masks, top, files), problems))
 
 def _pairs(found, find, problems):

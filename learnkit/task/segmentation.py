@@ -31,17 +31,17 @@ from ..train.predict import Answer, Prediction
 # %% ../../nbs/52_task.segmentation.ipynb #e86a7be3
 def mask_blocks(vocab=None, picture=PILImage): return ImageBlock(picture), MaskBlock(vocab)
 
-# %% ../../nbs/52_task.segmentation.ipynb #c93553be
+# %% ../../nbs/52_task.segmentation.ipynb #5aa8355e
 def segmentation_model(
     arch, # body of the network, see `learnkit.models.zoo.body`; None: the built-in body
     dls, # `DataLoaders` with masks
     pretrained:bool=True, # pretrained weights, where there are any
     decoder:str='unet', # 'unet', 'fcn', 'fcn32', 'fcn16', 'fcn8', 'segnet', 'deeplab', 'lraspp', or a whole network of torchvision
     n_out:int=None, # classes; None: as many as the data has
-    n_in:int=None, # colour channels; None: as many as the pictures have
+    n_in:int=3, # colour channels
     **kwargs): # for the decoder, such as `width` of a U-Net
     "A network that gives each pixel a score for each class: (B, n_in, H, W) -> (B, n_out, H, W)."
-    return segmenter(decoder, n_out or get_c(dls), arch, pretrained, n_in or dls.one_batch()[0].shape[1], **kwargs)
+    return segmenter(decoder, n_out or get_c(dls), arch, pretrained, n_in, **kwargs)
 
 # %% ../../nbs/52_task.segmentation.ipynb #2f0cdb6b
 def mask_of(
@@ -132,11 +132,18 @@ def segmentation_block(codes=None, size=192, method='squish', augment=.5, **kwar
     "The fastai `DataBlock` of `segmentation_dls` for the classes `codes`: records in, pictures with masks out."
     return record_block(segmentation, codes, size=size, method=choose(method, ['squish', 'pad'], 'method for masks'), augment=augment, **kwargs)
 
-# %% ../../nbs/52_task.segmentation.ipynb #f1aa4e64
+# %% ../../nbs/52_task.segmentation.ipynb #05016526
 def class_counts(dls) -> torch.Tensor: # `DataLoaders` with masks -> (C,)
     "How many pixels of the training pictures show each class."
     tl,n = dls.train_ds.tls[-1],get_c(dls)
     return torch.from_numpy(sum(np.bincount(np.asarray(o).ravel(), minlength=256)[:n] for o in tl))
+
+def _check_masks(y, n):
+    "Raise `DataError` unless all numbers of the masks `y` are classes below `n`; 255 may stand for pixels that don't count only in masks of learnkit."
+    found = y.unique().tolist()
+    bad = [o for o in found if o >= n and not (o == IGNORE and isinstance(y, TensorClasses))]
+    if bad: raise DataError(f'The masks hold {", ".join(map(str, found[:10]))}{", …"*(len(found) > 10)}, and the {n} classes are numbered from 0 to {n-1}. '
+        'Read them with read_masks, which maps numbers (mask_map={0: 0, 255: 1}), and use segmentation_dls.')
 
 @checked
 @delegates(task_learner, but=['task', 'model_kw'])
@@ -151,11 +158,14 @@ def segmentation_learner(
     n_in:int=None, # colour channels; None: as many as the pictures have
     decoder_kw:dict=None, # further arguments of the decoder, such as dict(width=64)
     **kwargs): # see `task_learner`
-    "A learner that gives each pixel a class."
+    "A learner that gives each pixel a class; raises `DataError` for `DataLoaders` without masks, or with masks that hold other numbers than those of classes."
+    x,y = dls.one_batch()[:2]
+    if not isinstance(y, TensorMask): raise DataError('These DataLoaders have no masks to learn. Make them with segmentation_dls.')
+    _check_masks(y, n_out or get_c(dls))
     if class_weights is not None and loss_func is not None: raise TypeError('Give class_weights, or a loss_func with weights of its own, but not both.')
     if isinstance(class_weights, str): class_weights = pixel_weights(class_counts(dls)) if choose(class_weights, ['balanced'], 'kind of class weights') else None
     if class_weights is not None: loss_func = PixelLoss(dice=1., weights=class_weights)
-    kw = {k:v for k,v in dict(decoder=decoder, n_out=n_out, n_in=n_in).items() if v is not None} | (decoder_kw or {})
+    kw = {k:v for k,v in dict(decoder=decoder, n_out=n_out, n_in=n_in or x.shape[1]).items() if v is not None} | (decoder_kw or {})
     return task_learner(segmentation, dls, arch, pretrained, model_kw=kw, loss_func=loss_func, **kwargs)
 
 # %% ../../nbs/52_task.segmentation.ipynb #f64ca0f5
@@ -195,7 +205,7 @@ def _rows(learn, im, th, tw, overlap, bs):
         yield strip[:,:done].argmax(0).byte().numpy()
         rest = strip[:,done:]
 
-# %% ../../nbs/52_task.segmentation.ipynb #efba604f
+# %% ../../nbs/52_task.segmentation.ipynb #f5db4205
 @checked
 @delegates(task_learner, but=['task', 'arch', 'model_kw'])
 def unet_learner(
@@ -208,15 +218,7 @@ def unet_learner(
     n_in:int=None, # colour channels; None: as many as the pictures have
     **kwargs): # see `task_learner`
     "fastai's `unet_learner`, for every architecture of the zoo; raises `DataError` for masks with numbers that are no classes."
-    y = dls.one_batch()[-1]
-    if not isinstance(y, TensorMask): return _unet_learner(dls, arch, normalize=normalize, n_out=n_out, pretrained=pretrained, weights=weights, **kwargs)
-    _check_masks(y, n_out or get_c(dls))
+    if not isinstance(dls.one_batch()[-1], TensorMask):
+        return _unet_learner(dls, arch, normalize=normalize, n_out=n_out, pretrained=pretrained, weights=weights, **kwargs)
     if weights is not None and pretrained: arch = f'{getattr(arch, "__name__", arch)}.{getattr(weights, "name", weights)}'
     return segmentation_learner(dls, arch, pretrained=pretrained, n_out=n_out, n_in=n_in, normalize=normalize, **kwargs)
-
-def _check_masks(y, n):
-    "Raise `DataError` unless all numbers of the masks `y` are classes below `n`; 255 may stand for pixels that don't count only in masks of learnkit."
-    found = y.unique().tolist()
-    bad = [o for o in found if o >= n and not (o == IGNORE and isinstance(y, TensorClasses))]
-    if bad: raise DataError(f'The masks hold {", ".join(map(str, found[:10]))}{", …"*(len(found) > 10)}, and the {n} classes are numbered from 0 to {n-1}. '
-        'Read them with read_masks, which maps numbers (mask_map={0: 0, 255: 1}), and use segmentation_dls.')

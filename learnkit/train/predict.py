@@ -41,10 +41,11 @@ class Answer(dict):
         super().__init__(facts)
         self.answer = answer
 
-# %% ../../nbs/46_train.predict.ipynb #c1deacde
+# %% ../../nbs/46_train.predict.ipynb #aa7fe272
 def _short(v):
     "The value `v` in few letters."
     if isinstance(v, float): return f'{v:.4g}'
+    if isinstance(v, dict) and 'counts' in v: return f'{v["size"][1]} × {v["size"][0]}'
     if isinstance(v, dict):
         top = sorted(v.items(), key=lambda o: -o[1])[:5]
         return '{' + ', '.join(f'{k}: {_short(o)}' for k,o in top) + (', …}' if len(v) > 5 else '}')
