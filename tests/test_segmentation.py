@@ -143,7 +143,8 @@ def test_predict_gives_the_size_of_the_file(learn, tmp_path):
     for item,size in ((im, (50, 90)), (tmp_path/'phone.jpg', (90, 50))):
         p = learn.predict(item)
         assert p[0].shape == size and p[0].dtype == np.uint8 and p[1].shape == (48,48) and p[2].shape == (11,48,48)
-        assert p._repr_png_()[:4] == b'\x89PNG' and f'{size[1]} × {size[0]}' in repr(p) and p.labels == [learn.dls.vocab[k] for k in np.argsort(-np.bincount(p[0].ravel()), kind='stable')[:len(p.labels)]]
+        assert p._repr_png_()[:4] == b'\x89PNG' and f'{size[1]} × {size[0]}' in repr(p)
+        assert p.labels == [learn.dls.vocab[k] for k in np.argsort(-np.bincount(p[0].ravel()), kind='stable')[:len(p.labels)]]
 
 def test_results_have_a_legend_and_both_masks(learn):
     axs = learn.show_results(max_n=4)
