@@ -8,7 +8,7 @@ __all__ = []
 # %% ../nbs/70_all.ipynb #a9fe7738
 from .lazy import HEAVY as _HEAVY, at_rest as _at_rest, deferred as _deferred
 
-# %% ../nbs/70_all.ipynb #6eed7fbc
+# %% ../nbs/70_all.ipynb #99c3f4a3
 with _at_rest(), _deferred(_HEAVY):
     from learnkit.settings import settings # chkstyle: ignore
     from fastai.vision.all import *
@@ -30,25 +30,36 @@ with _at_rest(), _deferred(_HEAVY):
     from learnkit.models.tiny import *
     from learnkit.models.facts import *
     from learnkit.models.zoo import *
+    from learnkit.models.gan import *
     from learnkit.models.maps import *
     from learnkit.models.detect import *
     from learnkit.models.yolo import *
     from learnkit.models.segment import *
-    from learnkit.train.pixels import *
+    from learnkit.models.biggan import *
+
+# %% ../nbs/70_all.ipynb #6871edfc
+with _at_rest(), _deferred(_HEAVY):
+    from learnkit.train.pixels import * # chkstyle: ignore
     from learnkit.train.metrics import *
     from learnkit.train.speed import *
     from learnkit.train.fast import *
     from learnkit.train.learner import *
     from learnkit.train.predict import *
     from learnkit.train.distributed import *
+    from learnkit.train.generate import *
     from learnkit.train.objects import *
     from learnkit.task.classification import *
     from learnkit.task.keypoints import *
     from learnkit.task.segmentation import *
     from learnkit.task.detection import *
+    from learnkit.task.generation import *
+    from learnkit.task.vae import *
+    from learnkit.task.gan import *
+    from learnkit.task.diffusion import *
     from learnkit.use.interpret import *
     from learnkit.use.objects import *
     from learnkit.use.masks import *
+    from learnkit.use.samples import *
     from learnkit.use.bundle import *
     from learnkit.use.pretrained import *
     from learnkit.use.widgets import *

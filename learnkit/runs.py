@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TARGETS', 'BUNDLE', 'MASKS', 'run', 'demo']
 
-# %% ../nbs/71_runs.ipynb #eff88374
-import importlib, os, tempfile, time
+# %% ../nbs/71_runs.ipynb #4bbed5bf
+import importlib, inspect, os, tempfile, time
 from contextlib import nullcontext
 from pathlib import Path
 from .core import DataError, atomic_path, choose
@@ -52,7 +52,14 @@ def _task_for(records, task, data):
     raise DataError(f'{task} learns from the {need} of a picture, and {data} gives a {there[0]}. Name a csv file and its column with --{need}, '
         f'or use --task {TARGETS[there[0]]}.')
 
-# %% ../nbs/71_runs.ipynb #ae0fec61
+# %% ../nbs/71_runs.ipynb #c22b228f
+def _loaders(make, task, source, kw):
+    "The `DataLoaders` that `make` makes of `source` with those of `kw` that were given."
+    kw = {k:v for k,v in kw.items() if v}
+    if 'grey' in kw and 'grey' not in inspect.signature(make).parameters: raise DataError(f'--grey is for pictures that are to be made, and {task} makes none.')
+    return make(source, **kw)
+
+# %% ../nbs/71_runs.ipynb #69df18fb
 def _save_figure(path):
     "Write the current matplotlib figure to `path`, whole or not at all, and close it."
     import matplotlib.pyplot as plt
@@ -72,9 +79,12 @@ def _written(learn, out):
     learn.show_results(max_n=12)
     _save_figure(out/'results.png')
     interp = learn.interpret()
-    plots = ('label', 'confusion_matrix', 'confusion'),('boxes', 'precision_recall', 'precision_recall'),('boxes', 'errors', 'errors'),('shares', 'iou', 'iou')
+    if getattr(learn, 'kept', None):
+        learn.show_progress(gif=out/'progress.gif')
+        _save_figure(out/'progress.png')
+    plots = ('samples', 'nearest', 'nearest'),('label', 'confusion_matrix', 'confusion'),('boxes', 'precision_recall', 'precision_recall'),('boxes', 'errors', 'errors'),('shares', 'iou', 'iou')
     for fact,plot,name in plots:
-        if fact not in interp.kinds: continue
+        if fact not in getattr(interp, 'kinds', ('samples',)): continue
         getattr(interp, f'plot_{plot}')()
         _save_figure(out/f'{name}.png')
     learn.path = out.resolve()
@@ -87,12 +97,12 @@ def _rank():
     "The number of this process where several were started together, else 0."
     return int(os.environ.get('RANK', 0)) if _processes() > 1 else 0
 
-# %% ../nbs/71_runs.ipynb #e94585f0
+# %% ../nbs/71_runs.ipynb #75dba99a
 def run(
     data, # name of a data set, folder of class folders, or csv file
     task=None, # name of a task; None: the one that fits the targets
     arch=None, # architecture; None: the built-in body
-    epochs=None, # passes over the training pictures, after a first one; None: 3, or 7 without pretrained weights
+    epochs=None, # passes over the training pictures, after a first one; None: what the network's recipe says, 3, or 7 without pretrained weights
     size=None, # pixels; None: as the pictures are, 112 at most
     bs=None, # pictures a batch; None: 32, or what the task suits
     lr=None, # learning rate; None: that of `fine_tune`
@@ -101,24 +111,29 @@ def run(
     out='demo', # folder for pictures and bundle
     pretrained=True, # start from pretrained weights, where there are any
     columns=None, # field -> column, for a csv file
-    masks=None): # arguments of `read_masks`, for a folder of masks
+    masks=None, # arguments of `read_masks`, for a folder of masks
+    kind=None, # of generator, in place of `arch`
+    grey=False): # make grey pictures
     "Train on `data`, leave pictures and a bundle in `out`, and return the figures."
     import learnkit.all as lk
     from learnkit.train.distributed import main_first
     start,out = time.time(),Path(out)
     if task: choose(task, lk.tasks(), 'task')
-    if arch not in lk.DETECTORS: lk.facts(arch)
+    if kind: arch = choose(kind, lk.GENERATORS, 'kind of generator')
+    elif arch not in (*lk.DETECTORS, *lk.GENERATORS): lk.facts(arch)
     _writable(out)
     with main_first(): source = _source(data, columns or {}, task, masks)
     if not isinstance(source, (str, Path)): task = _task_for(source, task, data)
     if task in TARGETS.values(): size,bs = size or _size(source),bs or 32
     lk.set_seed(seed)
-    dls = getattr(lk, f'{task}_dls')(source, valid=valid, seed=seed, **{k:v for k,v in dict(size=size, bs=bs).items() if v})
+    dls = _loaders(getattr(lk, f'{task}_dls'), task, source, dict(valid=valid, seed=seed, size=size, bs=bs, grey=grey))
     _say_problems(dls.problems, data)
     with main_first(): learn = getattr(lk, f'{task}_learner')(dls, arch, pretrained=pretrained)
     print(f'Learning {task} from {len(dls.train_ds)+len(dls.valid_ds)} pictures of {data}; what comes of it will be in {out}/.')
     if not _rank(): _batch_picture(dls, out)
-    with learn.distributed() if _processes() > 1 else nullcontext(): learn.fine_tune((3 if learn.pretrained else 7) if epochs is None else epochs, lr)
+    if hasattr(learn, 'keep_samples'): learn.keep_samples(64, folder=out/'samples')
+    usual = getattr(learn.model, 'epochs', 3 if learn.pretrained else 7)
+    with learn.distributed() if _processes() > 1 else nullcontext(): learn.fine_tune(usual if epochs is None else epochs, lr)
     if not _rank(): _written(learn, out)
     return _figures(learn, data, start) | dict(bundle=str(out/BUNDLE))
 

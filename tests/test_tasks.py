@@ -11,20 +11,27 @@ def objects(path): return lk.read_coco(path/'boxes.json')
 
 READ = dict(classification=lk.read_folder, multilabel=table(labels='attributes'), regression=table(value='age'), detection=objects, instance=objects,
     pose=objects, keypoints=lambda path: lk.read_points(path/'points.csv'),
-    segmentation=lambda path: lk.read_masks(path, images='.', masks='parts'))
+    segmentation=lambda path: lk.read_masks(path, images='.', masks='parts'), generation=lk.read_folder)
 
-@pytest.fixture(params=sorted(lk.tasks()))
-def name(request): return request.param
+MAKES = {'generation'} # tasks whose learners make pictures and judge none
 
-@pytest.fixture
-def learn(name, drawings, tmp_path):
+def trained(name, drawings, path):
     "A learner of the task called `name`, trained for one epoch."
     assert name in READ, f'add to READ how drawings are read for {name}'
     lk.set_seed(1)
     dls = getattr(lk, f'{name}_dls')(READ[name](drawings), size=32, bs=16)
-    learn = getattr(lk, f'{name}_learner')(dls, path=tmp_path, precision='fp32')
+    learn = getattr(lk, f'{name}_learner')(dls, path=path, precision='fp32')
     learn.fit_one_cycle(1)
     return learn
+
+@pytest.fixture(params=sorted(lk.tasks()))
+def any_learn(request, drawings, tmp_path): return trained(request.param, drawings, tmp_path)
+
+@pytest.fixture(params=sorted(lk.tasks().keys()-MAKES))
+def learn(request, drawings, tmp_path): return trained(request.param, drawings, tmp_path)
+
+@pytest.fixture(params=sorted(MAKES))
+def maker(request, drawings, tmp_path): return trained(request.param, drawings, tmp_path)
 
 def same(a, b, eps=1e-6):
     "Equal plain Python values, numbers up to `eps`."
@@ -32,11 +39,21 @@ def same(a, b, eps=1e-6):
     if isinstance(a, list): return len(a) == len(b) and all(map(lambda x,y: same(x, y, eps), a, b))
     return abs(a-b) < eps or a != a and b != b if isinstance(a, float) else a == b
 
-def test_verbs(learn):
-    assert learn.task.name in lk.tasks() and len(learn.recorder.values) == 1
-    learn.dls.show_batch(max_n=4)
-    learn.show_results(max_n=4)
-    assert len(learn.interpret().top_losses(3)) == 3
+def test_verbs(any_learn):
+    assert any_learn.task.name in lk.tasks() and len(any_learn.recorder.values) == 1
+    any_learn.dls.show_batch(max_n=4)
+    any_learn.show_results(max_n=4)
+    any_learn.plot_curves()
+
+def test_what_is_hard(learn): assert len(learn.interpret().top_losses(3)) == 3
+
+def test_what_makes_pictures(maker):
+    one,many = maker.predict(5),maker.predict([5, 6, None])
+    assert isinstance(one[0], Image.Image) and isinstance(many, list) and len(many) == 3 and maker.predict([]) == []
+    assert json.loads(json.dumps(one.to_dict())) == one.to_dict() and one[0].tobytes() == many[0][0].tobytes()
+    again = lk.load_learner(maker.export('model.learnkit'))
+    assert [o.tobytes() for o in again.sample(3, seed=1)] == [o.tobytes() for o in maker.sample(3, seed=1)]
+    assert {'frechet', 'kernel', 'precision', 'recall'} <= {*maker.interpret(n=8).scores}
 
 def test_predict_one_many_and_bundle(learn):
     items = [learn.dls.valid_ds.items[i].image for i in range(5)]

@@ -115,7 +115,7 @@ def _copied(dls):
     res.loaders = [dl.new(after_batch=Pipeline(L(dl.after_batch.fs), split_idx=dl.after_batch.split_idx)) for dl in dls.loaders]
     return res
 
-# %% ../../nbs/45_train.learner.ipynb #573c34c3
+# %% ../../nbs/45_train.learner.ipynb #2a4445c0
 def task_learner(
     task, # a `Task` record
     dls, # fastai `DataLoaders`
@@ -146,7 +146,8 @@ def task_learner(
     known = model if body is None else body
     model.to(dls.device, memory_format=torch.channels_last if _layout(dls) else torch.preserve_format)
     kw = dict(opt_func=opt_func, lr=lr, path=path, model_dir=model_dir, wd=wd, wd_bn_bias=wd_bn_bias, train_bn=train_bn, moms=moms)
-    learn = TaskLearner(dls, model, loss_func=loss_func or task.loss(dls), metrics=metrics or [o() if isinstance(o, type) else o for o in task.metrics],
+    metrics = metrics or [o() if isinstance(o, type) else o for o in task.metrics]
+    learn = getattr(model, 'learner', TaskLearner)(dls, model, loss_func=loss_func or task.loss(dls), metrics=metrics,
         splitter=splitter or task.splitter, cbs=[o() for o in task.cbs] + [*L(cbs)], **kw)
     learn.task,learn.problems,learn.model_kw = task,L(getattr(dls, 'problems', [])),model_kw or {}
     learn.arch,learn.pretrained = getattr(known, 'arch', getattr(arch, '__name__', str(arch))),getattr(known, 'pretrained', False)

@@ -52,7 +52,7 @@ def _short(v):
     if isinstance(v, (list, tuple)) and len(v) > 6: return f'[{", ".join(map(_short, v[:5]))}, … {len(v)} in all]'
     return f'[{", ".join(map(_short, v))}]' if isinstance(v, (list, tuple)) else repr(v)
 
-# %% ../../nbs/46_train.predict.ipynb #f3c67520
+# %% ../../nbs/46_train.predict.ipynb #6d38d8bc
 @patch
 def show(self:Prediction, ctx=None):
     "Draw the picture with what was said about it; returns the matplotlib axes."
@@ -61,7 +61,7 @@ def show(self:Prediction, ctx=None):
 
 @patch
 def _repr_png_(self:Prediction):
-    if self.picture is None or not {'boxes', 'points', 'masks'} & self.facts.keys(): return None
+    if self.picture is None or not {'boxes', 'points', 'masks', 'seed'} & self.facts.keys(): return None
     import matplotlib.pyplot as plt
     _,ax = plt.subplots(figsize=(5, 5), layout='constrained')
     self.show(ax).figure.savefig(out := io.BytesIO(), format='png', bbox_inches='tight')

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FORMAT', 'read_bundle', 'load_learner']
 
-# %% ../../nbs/61_use.bundle.ipynb #74f6cf6d
+# %% ../../nbs/61_use.bundle.ipynb #54c4c39c
 import json, torch
 from ..core import DataError, LearnkitError, NotFound, UntrustedFile, atomic_path, choose, get_task
 from fastcore.all import *
@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from ..data.loaders import DataBlock, TaskLoaders
 from ..data.records import Record
 from ..models.facts import facts
+from ..models.gan import GENERATORS
 from ..train.learner import TaskLearner, task_learner
 from ..train.predict import _picture_type
 
@@ -67,7 +68,7 @@ def _transform(name, args):
     args = {k:tuple(v) if isinstance(v, list) else v for k,v in args.items()}
     return kind(**args)
 
-# %% ../../nbs/61_use.bundle.ipynb #8a37061e
+# %% ../../nbs/61_use.bundle.ipynb #8e494b25
 FORMAT = 1
 
 def _config(learn):
@@ -78,14 +79,15 @@ def _config(learn):
     n,kw = _n_out(learn),learn.model_kw
     net = dict(task=learn.task.name, arch=learn.arch, model=_plain(kw | {k:n or v for k,v in kw.items() if k == 'n_out'}), n_out=n, vocab=_vocab(learn.dls))
     steps = dict(picture='L' if kind is PILImageBW else 'RGB', item=_recipe(dl.after_item.fs), batch=_recipe(dl.after_batch.fs))
-    licence = about.licence if learn.pretrained else None
+    licence = about.licence if about and learn.pretrained else None
     versions = {o:version(o) for o in ('learnkit', 'fastai', 'torch', 'torchvision', 'timm')}
     trained = dict(pretrained=learn.pretrained, precision=learn.precision, licence=licence, results=learn.results)
     return dict(learnkit=FORMAT, **net, about=getattr(learn.dls, 'about', {}), **steps, **trained, versions=versions)
 
-# %% ../../nbs/61_use.bundle.ipynb #acf52109
+# %% ../../nbs/61_use.bundle.ipynb #588b56c7
 def _facts(learn):
     "What the zoo knows of the architecture of `learn`; raises `DataError` where its name is not enough to build it."
+    if learn.arch in GENERATORS: return None
     try: return facts(learn.arch)
     except NotFound: raise DataError(
         f'The architecture {learn.arch} is code of your own, which a bundle cannot hold. Export to a name that ends in .pkl.') from None

@@ -84,7 +84,7 @@ def interpret(
     "A `TaskInterpretation` of this learner: `report`, `plot_top_losses`; for classes `plot_confusion_matrix`, for objects `plot_errors`, for masks `plot_iou`…"
     return TaskInterpretation(self, dl)
 
-# %% ../../nbs/60_use.interpret.ipynb #0ce5cf36
+# %% ../../nbs/60_use.interpret.ipynb #42706f33
 @patch
 def plot_curves(self:TaskLearner):
     "Plot training loss, validation loss and metrics over all steps so far, and return the figure; raises `DataError` before training."
@@ -93,12 +93,17 @@ def plot_curves(self:TaskLearner):
     starts = np.cumsum([0]+[len(h['losses']) for h in self.history])
     ends = np.concatenate([s+np.array(h['steps']) for s,h in zip(starts, self.history)])
     values = np.array([v for h in self.history for v in h['values']], dtype=float)
-    names = self.history[-1]['names'][2:-1]
+    curves = dict(zip(self.history[-1]['names'], values.T))
     fig,(left,right) = plt.subplots(1, 2, figsize=(9, 3), layout='constrained')
     left.plot(train, lw=1, label='train')
-    left.plot(ends, values[:, 1], marker='o', label='valid')
-    for i,n in enumerate(names): right.plot(ends, values[:, 2+i], marker='o', label=n)
-    for ax,t in ((left, 'loss'), (right, 'on the validation pictures')): ax.set(title=t, xlabel='steps'), ax.legend(), ax.set_ylim(bottom=0)
+    judged = curves.pop('valid_loss', None)
+    if judged is not None: left.plot(ends, judged, marker='o', label='valid')
+    for k,v in curves.items():
+        if k != 'train_loss': right.plot(ends, v, marker='o', label=k)
+    for ax,t in ((left, 'loss'), (right, 'in training' if judged is None else 'on the validation pictures')):
+        ax.set(title=t, xlabel='steps')
+        if ax.lines: ax.legend()
+        if ax.get_ylim()[0] < 0 <= min([l.get_ydata().min() for l in ax.lines], default=0): ax.set_ylim(bottom=0)
     return fig
 
 # %% ../../nbs/60_use.interpret.ipynb #d6a1b2ca
