@@ -6,14 +6,14 @@
 __all__ = ['Pictures', 'to_bytes', 'to_pictures', 'picture_rng', 'EpochSeeds', 'Averages', 'average_into', 'SampleKeeper',
            'TrainingBroke', 'spread', 'Watch', 'check_losses', 'OwnLosses', 'Part', 'GenerativeLearner', 'on_arc']
 
-# %% ../../nbs/48_train.generate.ipynb #af06762a
+# %% ../../nbs/48_train.generate.ipynb #01c20e39
 import inspect, random, numpy as np, torch
 from ..core import DataError, LearnkitError, atomic_path, choose, say
 from fastcore.all import *
 from pathlib import Path
 from fastai.callback.core import Callback
 from fastai.callback.schedule import ParamScheduler, combined_cos
-from fastai.learner import Metric
+from fastai.learner import Metric, defaults
 from fastai.torch_core import set_seed
 from PIL import Image
 from ..data.show import grid_axes, show_grid, show_picture
@@ -21,7 +21,7 @@ from .learner import TaskLearner
 from .predict import Prediction
 from .speed import Adam
 
-# %% ../../nbs/48_train.generate.ipynb #28d7ce5f
+# %% ../../nbs/48_train.generate.ipynb #609a44ca
 class Pictures(list):
     "A list of PIL pictures of one size, which a notebook shows as a grid of `ncols` columns."
     ncols = None
@@ -38,7 +38,7 @@ class Pictures(list):
         for i,o in enumerate(self): res.paste(o.resize((w, h), Image.Resampling.NEAREST), (i%n*(w+gap), i//n*(h+gap)))
         return res
 
-    def _repr_png_(self): return self.grid(self.ncols or min(len(self), 8), 2)._repr_png_() if self else None
+    def _repr_png_(self): return self.grid(self.ncols or min(len(self), 8), max(1, 64//self[0].width))._repr_png_() if self else None
 
     def save(self, path, ncols=None, zoom=1):
         "Write the grid into the file `path`, whole or not at all, and return the path."
@@ -175,13 +175,13 @@ class Part(Metric):
     @property
     def name(self): return self.key
 
-# %% ../../nbs/48_train.generate.ipynb #7b6060db
+# %% ../../nbs/48_train.generate.ipynb #7985446f
 class GenerativeLearner(TaskLearner):
     "A learner whose network makes pictures."
-    def __init__(self, dls, model, loss_func=None, opt_func=Adam, lr=None, **kwargs):
+    def __init__(self, dls, model, loss_func=None, opt_func=Adam, lr=defaults.lr, **kwargs):
         if opt_func is Adam: opt_func = partial(Adam, mom=model.mom, sqr_mom=model.sqr_mom, eps=1e-8, wd=0.)
         model.register_buffer('life', torch.tensor([0, 0, int(torch.randint(2**31, ()))]))
-        super().__init__(dls, model, loss_func=loss_func, opt_func=opt_func, lr=model.lr, **kwargs)
+        super().__init__(dls, model, loss_func=loss_func, opt_func=opt_func, lr=model.lr if lr == defaults.lr else lr, **kwargs)
         self.kept,self.moms = [],(model.mom,)*3
 
     def _split(self, b):
