@@ -4,7 +4,7 @@ import pytest, torch
 from torch import nn
 from learnkit.core import DataError, NotFound
 from learnkit.models.gan import (AUGMENTS, CGAN, DCGAN, GAN, GENERATORS, InfoGAN, LAPGAN, WGANGP, diff_augment, enlarge, generator_kind,
-    pyramid, slopes)
+    pyramid, shared_information, slopes)
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 
@@ -275,6 +275,22 @@ def test_reading_codes_trains_both():
     net.generator_loss(net.make(z), y, z)['category_made'].backward()
     assert moved(net) == {'generator'}
 
+def test_shared_information():
+    sure = torch.eye(3).repeat(5, 1)
+    assert shared_information(sure, sure).item() == pytest.approx(math.log(3), abs=1e-4)
+    assert abs(shared_information(sure, torch.full((15,3), 1/3)).item()) < 1e-4
+    assert abs(shared_information(sure[:1], sure[:1]).item()) < 1e-4
+    p = torch.rand(8, 3).requires_grad_()
+    shared_information(p.softmax(1), sure[:8]).backward()
+    assert p.grad.isfinite().all() and p.grad.any()
+
+def test_views_can_be_left_out():
+    net = make('infogan')
+    real,y,z = batch(net)
+    assert net.critic_loss(real, net.make(z), y, z).keys() == {'real','fake','views','category','numbers'}
+    net.views = 0
+    assert net.critic_loss(real, net.make(z), y, z).keys() == {'real','fake','category','numbers'}
+
 @pytest.mark.parametrize('n_in', [1, 3])
 def test_a_pyramid_holds_the_whole_picture(n_in):
     torch.manual_seed(0)
@@ -296,7 +312,7 @@ def test_levels_learn_from_real_pyramids():
     assert [any(p.grad is not None for p in m.parameters()) for m in net.critic.levels] == [False, True, False]
     assert net.generator_loss(net.make(z), y, z).keys() == {'fool8','fool16','fool32'}
     net.generator_loss(net.make(z), y, z)['fool8'].backward()
-    assert net.generator.first[0].weight.grad.any() and not any(p.grad is not None for p in net.generator.details.parameters())
+    assert net.generator.first.last.weight.grad.any() and not any(p.grad is not None for p in net.generator.details.parameters())
 
 def test_lapgan_goes_from_coarse_to_fine():
     net = make('lapgan', size=32).eval()

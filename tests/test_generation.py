@@ -68,8 +68,7 @@ def test_stop_and_continue_is_running_through(kind, drawings, tmp_path):
     through = learner(drawings, kind, tmp=tmp_path)
     through.fine_tune(4)
     first = learner(drawings, kind, tmp=tmp_path)
-    def stop(*args): raise KeyboardInterrupt
-    first.add_cb(lk.ShortEpochCallback(1.)).remove_cb(lk.ShortEpochCallback)
+    def stop(): raise KeyboardInterrupt
     class Stop(lk.Callback):
         def before_epoch(self):
             if self.epoch == 2: stop()
@@ -124,6 +123,15 @@ def test_pictures_are_kept_drawn_and_written(drawings, tmp_path):
     assert [e for e,_ in learn.kept] == [1, 2] and learn.kept[0][1].shape == (6, 16, 16, 3)
     assert sorted(o.name for o in (tmp_path/'s').iterdir()) == ['epoch_0001.png', 'epoch_0002.png']
     assert len(learn.show_progress(4, gif=tmp_path/'x.gif')) == 8 and open_image(tmp_path/'x.gif').size == (3*34-2, 2*34-2)
+
+@pytest.mark.parametrize('kind', ['vae', 'dcgan'])
+def test_validation_keeps_no_pictures_and_ends(kind, drawings):
+    learn = learner(drawings, kind)
+    learn.validate()
+    assert learn.kept == []
+    learn.fit(1)
+    learn.validate()
+    assert len(learn.kept) == 1
 
 def test_interpolation_begins_and_ends_where_it_should(drawings):
     learn = learner(drawings)

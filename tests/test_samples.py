@@ -1,13 +1,17 @@
-"Scores of generated pictures: known answers for known sets, features that do not depend on the way in, reports about learners that generate."
-import math
+"SampleScores of generated pictures: known answers for known sets, features that do not depend on the way in, reports about learners that generate."
+import math, types
 import numpy as np, pytest, torch
 import learnkit.use.samples as us
 from learnkit.core import DataError, MissingExtra, NotFound, OfflineError
 from learnkit.data.records import read_folder
+from learnkit.models.gan import GENERATORS
 from learnkit.task.classification import classification_dls, classification_learner
-from learnkit.use.samples import (code_names, code_purity, frechet_distance, kernel_distance, nearest_features, picture_features, precision_recall, realism,
-    true_fid)
+from learnkit.task.generation import generation_dls, generation_learner
+from learnkit.train.generate import GenerativeLearner
+from learnkit.use.samples import (SampleScores, asked_accuracy, code_names, code_purity, compare_features, frechet_distance, kernel_distance, nearest_features,
+    picture_features, precision_recall, realism, true_fid)
 from PIL import Image
+from torch import nn
 
 def normal(n, f=6, seed=0, mean=0., scale=1.):
     "`n` rows of `f` normal numbers, float64."
@@ -106,7 +110,8 @@ def test_what_can_not_be_compared():
 def test_purity():
     codes,labels = [0, 0, 0, 1, 1, 2],['a', 'a', 'b', 'b', 'b', 'a']
     assert code_names(codes, labels) == {0:'a', 1:'b', 2:'a'} and code_purity(codes, labels) == pytest.approx(5/6)
-    assert code_purity(torch.tensor(codes), torch.tensor([7, 7, 8, 8, 8, 7])) == pytest.approx(5/6) and code_names(torch.tensor([3]), torch.tensor([4])) == {3:4}
+    assert code_purity(torch.tensor(codes), torch.tensor([7, 7, 8, 8, 8, 7])) == pytest.approx(5/6)
+    assert code_names(torch.tensor([3]), torch.tensor([4])) == {3:4}
     assert code_purity(labels, labels) == 1 and code_purity([0]*6, labels) == .5
     with pytest.raises(DataError, match='6 codes and 2 labels'): code_purity(codes, ['a', 'b'])
     with pytest.raises(DataError, match='0 codes'): code_purity([], [])
@@ -166,3 +171,136 @@ def test_fid_says_what_is_missing(files, monkeypatch):
     monkeypatch.setattr(us, 'need', lambda *args: None)
     monkeypatch.setenv('LEARNKIT_OFFLINE', 'true')
     with pytest.raises(OfflineError, match='weights of Inception v3.*frechet_distance'): true_fid(files, files)
+
+def test_fid_puts_pictures_in_as_they_are(files, monkeypatch, tmp_path):
+    "What the library is given, and what it gives back."
+    seen = []
+    class Metric:
+        device = torch.device('cpu')
+        def __init__(self, net): self.net = net
+        def to(self, device): return self
+        def update(self, x, real): seen.append((x, real))
+        def compute(self): return torch.tensor(7.)
+    fake = types.SimpleNamespace(FrechetInceptionDistance=Metric, NoTrainInceptionV3=lambda *args: args)
+    monkeypatch.setattr(us, 'need', lambda *args: fake)
+    monkeypatch.setattr(us, '_inception_file', lambda: 'weights')
+    x = pixels(files[:3])
+    assert true_fid(files[:3], x[:,:1], bs=2) == 7
+    real,made = ([a for a,r in seen if r == o] for o in (True, False))
+    assert torch.equal(torch.cat(real), x) and torch.equal(torch.cat(made), x[:,:1].expand(-1, 3, -1, -1)) and [len(o) for o in made] == [2, 1]
+    assert all(o.dtype == torch.uint8 for o in (*real, *made))
+
+# Learners
+
+class Reciter(nn.Module):
+    "A generator that has learned nothing: it gives the pictures of `shown`, by number, with some noise; with classes, those of the class."
+    arch,conditional,learner,lr,mom,sqr_mom = 'reciter',None,GenerativeLearner,1e-3,.5,.99
+    def __init__(self, size=32, n_in=3, n_classes=0, z_dim=2, noise=0.):
+        super().__init__()
+        self.size,self.n_in,self.n_classes,self.z_dim,self.level = size,n_in,n_classes,z_dim,noise
+        self.generator,self.shown = nn.Linear(1, 1),None
+
+    def noise(self, rng): return torch.rand(self.z_dim, generator=rng)
+    def forward(self, x, y=None): return dict(none=self.generator.weight.sum()*0)
+    def generate(self, z, y=None):
+        pools = [self.shown[0][self.shown[1] == o] if self.n_classes else self.shown[0] for o in (y.tolist() if self.n_classes else [0]*len(z))]
+        x = torch.stack([p[int(a[0]*len(p))] for p,a in zip(pools, z)])
+        return (x+self.level*torch.randn(x.shape, generator=torch.Generator().manual_seed(int(z[0,1]*1e6)))).clamp(-1, 1)
+
+@pytest.fixture(scope='module')
+def reciter(drawings, one_thread):
+    "A function that gives a learner which recites the pictures of a set, and that set."
+    dls = generation_dls(drawings, size=32, bs=16)
+    def _of(split, labels=True, **kwargs):
+        own = dls if labels else generation_dls(drawings, size=32, bs=16, labels=False)
+        GENERATORS['reciter'] = Reciter
+        try: learn = generation_learner(own, 'reciter', model_kw=kwargs, precision='fp32')
+        finally: GENERATORS.pop('reciter')
+        found = [o for o in dls.test_dl([*getattr(dls, f'{split}_ds').items], with_labels=True)]
+        learn.model.shown = *(torch.cat([o[i] for o in found]).as_subclass(torch.Tensor) for i in (0, 1)),
+        return learn
+    return _of
+
+def test_score(reciter, drawings):
+    learn = reciter('valid')
+    good = learn.score(16)
+    assert isinstance(good, SampleScores) and [*good] == ['frechet', 'kernel', 'precision', 'recall', 'samples', 'pictures']
+    assert good.samples == good.pictures == 16 and good.precision == 1 and learn.score(16) == good != learn.score(16, seed=1)
+    bad = reciter('valid', noise=1.).score(16)
+    assert bad.frechet > 2*good.frechet and bad.kernel > good.kernel and bad.precision < .2
+    assert repr(good).startswith(f'frechet {good.frechet:.3g}, kernel ') and repr(good).endswith('samples 16, pictures 16')
+    assert learn.score(5).pictures == 5 and learn.score(90).pictures == 16 and learn.score(90, of='train').pictures == 64 and learn.score(90, of='all').pictures == 80
+    with pytest.raises(NotFound, match='set of pictures .validation.'): learn.score(5, of='validation')
+
+def test_score_is_that_of_the_features(reciter):
+    learn = reciter('train', labels=False)
+    x,y = learn.sample_tensor(20, seed=3)
+    real = torch.cat([o[0] for o in learn.dls.valid]).as_subclass(torch.Tensor)
+    expected = compare_features(picture_features(real), picture_features(x))
+    got = learn.score(20, seed=3)
+    assert y is None and {k:pytest.approx(v, rel=1e-6) for k,v in expected.items()} == got
+
+def test_score_with_a_classifier(reciter, drawings):
+    judge = classification_learner(classification_dls(drawings, size=32, bs=16), 'small', precision='fp32')
+    learn = reciter('valid')
+    assert learn.score(16, features=judge).frechet != learn.score(16).frechet
+
+def test_asked(reciter, drawings):
+    learn = reciter('train')
+    class Judge: # knows the pictures by heart, and takes every second dog for a cat
+        dls = types.SimpleNamespace(vocab=['birds', 'cats', 'dogs'])
+        def predict(self, ims):
+            known = {us.to_pictures(x[None])[0].tobytes():int(y) for x,y in zip(*learn.model.shown)}
+            return [types.SimpleNamespace(label='dogs' if known[o.tobytes()] and i % 4 == 1 else 'cats') for i,o in enumerate(ims)]
+    res = asked_accuracy(learn, Judge(), 20)
+    assert res.accuracy == .75 and res.samples == 20 and res.classes.to_dict() == dict(cats=1, dogs=.5) and repr(res) == 'accuracy 0.75, samples 20'
+    assert res.confusion.loc['dogs'].to_dict() == dict(birds=0, cats=5, dogs=5) and res.confusion.values.sum() == 20
+    Judge.dls.vocab = ['cats', 'mice']
+    with pytest.raises(DataError, match='does not know dogs. It names: cats, mice'): asked_accuracy(learn, Judge(), 4)
+    with pytest.raises(DataError, match='generates without labels'): asked_accuracy(reciter('train', labels=False), Judge(), 4)
+
+def test_asked_of_a_real_classifier(reciter, drawings):
+    judge = classification_learner(classification_dls(drawings, size=32, bs=16), 'small', precision='fp32')
+    res = asked_accuracy(reciter('train'), judge, 6)
+    assert 0 <= res.accuracy <= 1 and list(res.confusion) == ['cats', 'dogs'] and res.confusion.sum(axis=1).tolist() == [3, 3]
+
+# The report
+
+def test_report_waits(reciter, monkeypatch):
+    learn = reciter('train')
+    def no(*args): raise AssertionError
+    monkeypatch.setattr(us, 'picture_features', no)
+    assert 'Report on 30 samples (reciter)' in repr(learn.interpret(30))
+
+def test_copies_are_found(reciter):
+    copies,fresh = (reciter(o).interpret(30).copies for o in ('train', 'valid'))
+    assert copies.nearer > .98 and copies.copies > .98 and copies.sample < 1e-3 < copies.real
+    assert .3 < fresh.nearer < .7 and fresh.copies < .2 and fresh.sample > 1
+
+def test_nearest_are_drawn(reciter):
+    rep = reciter('train').interpret(30)
+    axs = rep.plot_nearest(3)
+    titles = [o.get_title() for o in axs]
+    assert len(axs) == 12 and all(o.startswith('sample') for o in titles[::4]) and titles[1::4] == ['0.0']*3
+    assert all(np.array_equal(a.images[0].get_array(), b.images[0].get_array()) for a,b in zip(axs[::4], axs[1::4])), 'beside each the picture that it is'
+    assert len(rep.plot_nearest(2, ncols=1)) == 8
+    ax = rep.plot_distances()
+    assert [o.get_text() for o in ax.get_legend().get_texts()] == ['validation pictures', 'samples'] and rep.plot_distances(ax) is ax
+
+def test_best_and_worst(reciter):
+    rep = reciter('valid', noise=.3).interpret(20)
+    best,worst = ([float(o.get_title().split()[-1]) for o in f(5)] for f in (rep.plot_best, rep.plot_worst))
+    r = rep.realism.sort().values
+    assert best == [pytest.approx(o, abs=.006) for o in r.flip(0)[:5].tolist()] and worst == [pytest.approx(o, abs=.006) for o in r[:5].tolist()]
+    assert {o.get_title().split()[0] for o in rep.plot_samples(range(20))} == {'cats', 'dogs'}
+    assert rep.scores.samples == 20 and rep.scores == compare_features(rep.valid.feats, rep.made.feats)
+
+def test_table_of_classes(reciter):
+    rep = reciter('valid').interpret(24)
+    t = rep.report()
+    assert t.index.tolist() == ['cats', 'dogs', 'all'] and list(t) == ['kernel', 'precision', 'recall', 'realism', 'samples', 'pictures']
+    assert t.samples.tolist() == [12, 12, 24] and t.pictures.tolist() == [8, 8, 16] and t.precision.tolist() == [1, 1, 1]
+    assert t.kernel['all'] == pytest.approx(rep.scores.kernel, abs=6e-4)
+    assert reciter('valid', labels=False).interpret(16).report().index.tolist() == ['all']
+    few = reciter('valid').interpret(6).report()
+    assert few.precision[:2].isna().all() and few.samples.tolist() == [3, 3, 6], 'too few of a class say nothing'

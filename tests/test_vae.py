@@ -19,7 +19,7 @@ def net(**kw):
 def learner(path, grey=True, bs=16, **kw):
     torch.manual_seed(0)
     dls = generation_dls(path, size=16, grey=grey, bs=bs)
-    return vae_learner(dls, **dict(z_dim=4, width=8, precision='fp32') | kw)
+    return vae_learner(dls, **dict(z_dim=4, width=8, precision='fp32') | kw).keep_samples(0)
 
 @pytest.fixture(scope='module')
 def learn(drawings): return learner(drawings)
@@ -80,7 +80,7 @@ def test_what_does_not_go():
 def test_learns_and_tells_both_parts(drawings):
     learn = learner(drawings, lr=5e-3)
     before = sum(learn.validate()[1:])
-    learn.keep_samples(0).fine_tune(6)
+    learn.fine_tune(6)
     assert isinstance(learn, VAELearner) and learn.recorder.metric_names[1:4] == ['train_loss', 'valid_loss', 'reconstruction']
     assert learn.results['valid_loss'] == pytest.approx(learn.results['reconstruction'] + learn.results['kl'], rel=.1)
     assert learn.results['valid_loss'] < before
@@ -91,7 +91,8 @@ def test_embed_and_reconstruct_take_everything(learn, drawings):
     assert many.shape == (3, 4) and learn.embed([*files], bs=2).shape == (3, 4)
     for o in (files[0], str(files[0]), files[0].read_bytes(), Image.open(files[0])): torch.testing.assert_close(learn.embed(o), many[0], atol=1e-4, rtol=1e-4)
     x = learn.dls.valid.one_batch()[0]
-    assert learn.embed(x).shape == (len(x), 4)
+    torch.testing.assert_close(learn.embed(x), learn.embed([o.image for o in learn.dls.valid_ds.items]), atol=1e-4, rtol=1e-4)
+    assert learn.embed([]).shape == (0, 4) and learn.reconstruct([]) == []
     one,some,batch = learn.reconstruct(files[0]),learn.reconstruct([*files]),learn.reconstruct(x)
     assert one.size == (16, 16) and one.mode == 'L' and len(some) == 3 and len(batch) == len(x)
     assert abs(to_bytes(learn.made(many))[0,...,0].astype(int) - one).max() <= 1
@@ -125,7 +126,7 @@ def test_show_results(learn):
 @pytest.mark.parametrize('grey', [True, False])
 def test_bundle_gives_the_same_samples(drawings, tmp_path, grey):
     learn = learner(drawings, grey, sigma=.4, beta=.5, free_bits=.1)
-    learn.keep_samples(0).fit(1)
+    learn.fit(1)
     loaded = load_learner(learn.export(tmp_path/'v.learnkit'))
     assert isinstance(loaded, VAELearner) and (loaded.model.sigma, loaded.model.beta, loaded.model.free_bits) == (.4, .5, .1)
     assert [o.tobytes() for o in learn.sample(3, seed=5)] == [o.tobytes() for o in loaded.sample(3, seed=5)]

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['GENERATORS', 'AUGMENTS', 'generator_kind', 'diff_augment', 'ConvGenerator', 'ConvCritic', 'GAN', 'DCGAN', 'slopes',
-           'WGANGP', 'CGAN', 'InfoCritic', 'InfoGAN', 'enlarge', 'pyramid', 'PyramidGenerator', 'PyramidCritic',
-           'LAPGAN']
+           'WGANGP', 'CGAN', 'InfoCritic', 'shared_information', 'InfoGAN', 'enlarge', 'pyramid', 'PyramidGenerator',
+           'PyramidCritic', 'LAPGAN']
 
 # %% ../../nbs/34_models.gan.ipynb #5aa1e943
 import math, torch, torch.nn.functional as F
@@ -26,16 +26,14 @@ def generator_kind(
         return cls
     return _f
 
-# %% ../../nbs/34_models.gan.ipynb #1a93f1a5
+# %% ../../nbs/34_models.gan.ipynb #3935bf96
 def _draws(x, lo, hi): return lo + (hi-lo)*torch.rand(len(x), 1, 1, 1, device=x.device)
 
 def _recolour(x):
     "Change brightness, saturation and contrast of each picture of `x` (B, C, H, W)."
     x = x + _draws(x, -.5, .5)
-    grey = x.mean(1, keepdim=True)
-    x = grey + (x-grey)*_draws(x, 0, 2)
-    mean = x.mean((1,2,3), keepdim=True)
-    return mean + (x-mean)*_draws(x, .5, 1.5)
+    x = torch.lerp(x.mean(1, keepdim=True), x, _draws(x, 0, 2))
+    return torch.lerp(x.mean((1,2,3), keepdim=True), x, _draws(x, .5, 1.5))
 
 # %% ../../nbs/34_models.gan.ipynb #4b521a02
 def _off_diagonal(n, d):
@@ -54,12 +52,18 @@ def _cut_out(x, share=1/2):
     rows,cols = [(torch.arange(n, device=x.device)-_draws(x, 0, n)[:,0,0]).abs() < share*n/2 for n in x.shape[-2:]] # (B, n), near the middle
     return x*~(rows[:,None,:,None] & cols[:,None,None,:])
 
-# %% ../../nbs/34_models.gan.ipynb #f395bf0a
-AUGMENTS = dict(color=_recolour, translation=_shift, cutout=_cut_out) # name of a change -> function of (B, C, H, W)
+# %% ../../nbs/34_models.gan.ipynb #d06db35c
+def _bend(x):
+    "Turn, stretch, slant and move each picture of `x` (B, C, H, W)."
+    t,sx,sy,slant,dx,dy = (torch.rand(6, len(x), device=x.device)*2-1)*torch.tensor([.3,.2,.2,.3,.2,.2], device=x.device)[:,None]
+    rows = [t.cos()*(1+sx), slant-t.sin()*(1+sy), dx, t.sin()*(1+sx), t.cos()*(1+sy), dy]
+    grid = F.affine_grid(torch.stack(rows, 1).view(-1, 2, 3), x.shape, align_corners=False)
+    return F.grid_sample(x.float(), grid, padding_mode='border', align_corners=False)
 
-def _policy(text):
-    "The functions named in `text`, separated by commas."
-    return [AUGMENTS[choose(o.strip(), AUGMENTS, 'augmentation')] for o in text.split(',') if o.strip()]
+# %% ../../nbs/34_models.gan.ipynb #3221d8b9
+AUGMENTS = dict(color=_recolour, translation=_shift, cutout=_cut_out, affine=_bend) # name of a change -> function of (B, C, H, W)
+
+def _policy(text): return [AUGMENTS[choose(o.strip(), AUGMENTS, 'augmentation')] for o in text.split(',') if o.strip()]
 
 def diff_augment(
     x, # pictures (B, C, H, W), -1 to 1
@@ -109,24 +113,20 @@ class ConvGenerator(nn.Module):
         x = self.first(z[...,None,None])              # (B, ws[0], 4, 4)
         return self.last(self.ups(x)).float().tanh()  # (B, n_in, size, size)
 
-# %% ../../nbs/34_models.gan.ipynb #e65f6f21
+# %% ../../nbs/34_models.gan.ipynb #47b39fdd
 class ConvCritic(nn.Module):
     "Pictures (B, n_in, size, size), and their classes (B,) where there are any -> how real they look (B,)."
     def __init__(self,
-        size:int, # height and width of the picture in pixels, a power of two
-        n_in:int, # colours: 1 = grey, 3 = RGB
-        width:int, # features of the finest level, twice as many at each coarser one
-        n_classes:int=0, # classes it is told
+        size:int, n_in:int, width:int, n_classes:int=0, # as of `ConvGenerator`
         norm:bool=True): # batch normalisation
         super().__init__()
         ws,self.n_classes = _widths(size, width),n_classes
         first = nn.Sequential(nn.Conv2d(n_in+n_classes, ws[0], 4, 2, 1), nn.LeakyReLU(.2))
         self.body = nn.Sequential(first, *(_down(a, b, norm) for a,b in zip(ws, ws[1:])), nn.Flatten())
-        self.n_features = 16*ws[-1]
-        self.head = nn.Linear(self.n_features, 1)
+        self.head = nn.Linear(16*ws[-1], 1)
         if norm: _small_start(self)
 
-    def features(self, x, y=None): return self.body(_told(x, y, self.n_classes) if self.n_classes else x) # (B, n_features)
+    def features(self, x, y=None): return self.body(_told(x, y, self.n_classes) if self.n_classes else x) # (B, features)
     def forward(self, x, y=None): return self.head(self.features(x, y)).flatten().float()
 
 # %% ../../nbs/34_models.gan.ipynb #c27785fa
@@ -201,7 +201,7 @@ def slopes(
         g, = torch.autograd.grad(critic(x).sum(), x, create_graph=True)
         return (g.flatten(1).square().sum(1)+1e-12).sqrt()
 
-# %% ../../nbs/34_models.gan.ipynb #572a2b32
+# %% ../../nbs/34_models.gan.ipynb #b907d3d2
 @generator_kind('wgan_gp')
 class WGANGP(DCGAN):
     "A Wasserstein GAN with gradient penalty after Gulrajani and others (2017), with the networks of DCGAN."
@@ -211,8 +211,7 @@ class WGANGP(DCGAN):
     def critic_loss(self, real, fake, y, z):
         real,fake = self.augment(real),self.augment(fake.detach())
         between = torch.lerp(fake.float(), real.float(), torch.rand(len(real), 1, 1, 1, device=real.device))
-        gap = self.critic(fake).mean() - self.critic(real).mean()
-        return dict(gap=gap, penalty=self.penalty*(slopes(self.critic, between)-1).square().mean())
+        return dict(gap=self.critic(fake).mean()-self.critic(real).mean(), penalty=self.penalty*(slopes(self.critic, between)-1).square().mean())
 
     def generator_loss(self, fake, y, z): return dict(fool=-self.judge(fake).mean())
 
@@ -222,31 +221,36 @@ class CGAN(DCGAN):
     "A conditional GAN after Mirza and Osindero (2014), with the networks of DCGAN."
     conditional = True
 
-# %% ../../nbs/34_models.gan.ipynb #d6a924e0
+# %% ../../nbs/34_models.gan.ipynb #9f37a9fa
 class InfoCritic(ConvCritic):
     "A critic with a second head `Q`, which reads the codes (B, n_codes) from a picture."
     def __init__(self, size:int, n_in:int, width:int, n_codes:int):
         super().__init__(size, n_in, width)
-        self.reader = nn.Sequential(nn.Linear(self.n_features, 128), nn.BatchNorm1d(128), nn.LeakyReLU(.2), nn.Linear(128, n_codes))
+        self.reader = nn.Sequential(nn.Linear(self.head.in_features, 128), nn.BatchNorm1d(128), nn.LeakyReLU(.2), nn.Linear(128, n_codes))
 
     def both(self, x): # how real (B,), and what the codes are (B, n_codes)
         x = self.features(x)
         return self.head(x).flatten().float(), self.reader(x).float()
 
-# %% ../../nbs/34_models.gan.ipynb #d6b13b5c
+# %% ../../nbs/34_models.gan.ipynb #4929d070
+def shared_information(
+    p, # probabilities (B, n)
+    q): # probabilities (B, n), about the same things
+    "Measure the mutual information of two guesses, in nats, from 0 to log n."
+    both = (p[:,:,None]*q[:,None] + q[:,:,None]*p[:,None]).mean(0)/2 + 1e-8
+    one = both.sum(0).log()
+    return (both*(both.log()-one-one[:,None])).sum()
+
+# %% ../../nbs/34_models.gan.ipynb #da32f88c
 @generator_kind('infogan')
 class InfoGAN(DCGAN):
     "A GAN whose codes can be read back from its pictures, after Chen and others (2016); z = noise, category, numbers."
-    info,info_cont = 1.,.1 # weight of the loss of the category, and of the numbers
+    info,info_cont,views = 1.,.2,2. # weight of the loss of the category, of the numbers, and of two views
+    lr = 1e-3,6e-4
     def __init__(self,
-        size:int=32, # height and width of the pictures in pixels: 16, 32, 64, …
-        n_in:int=3, # colours: 1 = grey, 3 = RGB
-        n_classes:int=0, # not used, this kind finds classes of its own
-        z_dim:int=74, # numbers that a picture is made of, codes included
-        width:int=32, # features of the finest level
+        size:int=32, n_in:int=3, n_classes:int=0, z_dim:int=74, width:int=32, augment:str='translation', # as of `DCGAN`; z_dim with all codes
         n_cat:int=10, # values of the category
-        n_cont:int=2, # numbers between -1 and 1
-        augment:str='translation'): # as in `diff_augment`
+        n_cont:int=2): # numbers between -1 and 1
         GAN.__init__(self, size, n_in, n_classes, z_dim, augment)
         if n_cat < 2 or n_cont < 0 or n_cat+n_cont >= z_dim: raise DataError(f'z_dim={z_dim} has to hold n_cat={n_cat} (2 or more), '
             f'n_cont={n_cont} (0 or more) and some noise. Take a larger z_dim.')
@@ -261,7 +265,7 @@ class InfoGAN(DCGAN):
 
     def split(self, z): return z.split([self.z_dim-self.n_cat-self.n_cont, self.n_cat, self.n_cont], 1) # noise, category, numbers
 
-# %% ../../nbs/34_models.gan.ipynb #b40c0286
+# %% ../../nbs/34_models.gan.ipynb #9ee7cb89
 @patch
 def _unread(self:InfoGAN, codes, z):
     "The losses of the guesses `codes` (B, n_cat+n_cont) of what is in `z`."
@@ -272,8 +276,13 @@ def _unread(self:InfoGAN, codes, z):
 
 @patch
 def critic_loss(self:InfoGAN, real, fake, y, z):
-    score,codes = self.critic.both(self.augment(fake.detach()))
-    return dict(real=F.softplus(-self.judge(real)).mean(), fake=F.softplus(score).mean(), **self._unread(codes, z))
+    fake,res = fake.detach(),dict(real=F.softplus(-self.judge(real)).mean())
+    score,codes = self.critic.both(self.augment(fake))
+    if self.views:
+        made,a,b = (self.critic.both(_bend(o))[1][:,:self.n_cat] for o in (fake, real, real))
+        codes = torch.cat([made, codes[:,self.n_cat:]], 1)
+        res['views'] = -self.views*shared_information(a.softmax(1), b.softmax(1))
+    return dict(res, fake=F.softplus(score).mean(), **self._unread(codes, z))
 
 @patch
 def generator_loss(self:InfoGAN, fake, y, z):
@@ -315,31 +324,26 @@ def pyramid(
     while len(res) < n: res.insert(0, F.avg_pool2d(res[0], 2))
     return res
 
-# %% ../../nbs/34_models.gan.ipynb #28e86424
-def _dense(n_in, n, n_out, norm):
-    "Three linear layers from `n_in` to `n_out` numbers with `n` between, and batch normalisation or dropout."
-    def between(): return nn.BatchNorm1d(n) if norm else nn.Dropout(.3), nn.LeakyReLU(.2)
-    return nn.Sequential(nn.Linear(n_in, n), *between(), nn.Linear(n, n), *between(), nn.Linear(n, n_out))
-
+# %% ../../nbs/34_models.gan.ipynb #5a05dd12
 def _detail(n_in, width): # a picture and a plane of noise (B, n_in+1, h, w) -> difference (B, n_in, h, w)
     return nn.Sequential(conv_bn(n_in+1, width), nn.ReLU(), conv_bn(width, width), nn.ReLU(), nn.Conv2d(width, n_in, 3, 1, 1))
 
-# %% ../../nbs/34_models.gan.ipynb #b8ef1f0d
+# %% ../../nbs/34_models.gan.ipynb #35574ddc
 class PyramidGenerator(nn.Module):
     "Noise (B, z_dim) -> pictures (B, n_in, size, size), from the smallest up."
     small = 8 # side of the smallest picture in pixels
     def __init__(self, size:int, n_in:int, z_small:int, width:int):
         super().__init__()
         self.sizes = [self.small*2**i for i in range(int(math.log2(size//self.small))+1)]
-        self.n_in,self.parts = n_in,[z_small, *(o*o for o in self.sizes[1:])]
-        self.first = _dense(z_small, 16*width, n_in*self.small**2, True)
+        self.parts = [z_small, *(o*o for o in self.sizes[1:])]
+        self.first = ConvGenerator(self.small, n_in, z_small, 4*width)
         self.details = nn.ModuleList(_detail(n_in, width) for _ in self.sizes[1:])
 
     def level(self, i, z, low=None):
         "What level `i` makes of its part of `z`: the smallest picture, or the difference to the enlarged picture `low`."
         z = z.split(self.parts, 1)[i]
         if i: return self.details[i-1](torch.cat([low, z.view(-1, 1, *low.shape[-2:])], 1)).float()
-        return self.first(z).float().tanh().view(-1, self.n_in, self.small, self.small)
+        return self.first(z)
 
     def forward(self, z):
         x = self.level(0, z)
@@ -348,27 +352,25 @@ class PyramidGenerator(nn.Module):
             x = (low + self.level(i, z, low)).clamp(-1, 1)
         return x
 
-# %% ../../nbs/34_models.gan.ipynb #96fa0f31
+# %% ../../nbs/34_models.gan.ipynb #a99bf380
 class PyramidCritic(nn.Module):
     "A critic for each size; on all but the smallest it is shown pairs of an enlarged and a sharp picture."
     def __init__(self, sizes:list, n_in:int, width:int):
         super().__init__()
-        first = nn.Sequential(nn.Flatten(), _dense(n_in*sizes[0]**2, 16*width, 1, False))
+        first = nn.Sequential(nn.Conv2d(n_in, width, 3, 1, 1), nn.LeakyReLU(.2), _down(width, 2*width), nn.Flatten(), nn.Linear(width*sizes[0]**2//2, 1))
         self.levels = nn.ModuleList([first, *(ConvCritic(o, 2*n_in, width) for o in sizes[1:])])
 
     def forward(self, i, x): return self.levels[i](x).flatten().float()
 
-# %% ../../nbs/34_models.gan.ipynb #5e5ef388
+# %% ../../nbs/34_models.gan.ipynb #3d142ee4
 @generator_kind('lapgan')
 class LAPGAN(GAN):
     "A Laplacian pyramid of conditional GANs after Denton and others (2015)."
+    lr = 5e-4,2e-4
     def __init__(self,
-        size:int=32, # height and width of the pictures in pixels: 16, 32, 64, …
-        n_in:int=3, # colours: 1 = grey, 3 = RGB
-        n_classes:int=0, # not used, this kind knows no classes
+        size:int=32, n_in:int=3, n_classes:int=0, # as of `DCGAN`
         z_dim:int=64, # numbers that the smallest picture is made of; a plane for each level is added to the attribute `z_dim`
-        width:int=32, # features of each level
-        augment:str='translation'): # as in `diff_augment`
+        width:int=32, augment:str='translation'): # features of each level; as of `DCGAN`
         super().__init__(size, n_in, n_classes, z_dim, augment)
         generator = PyramidGenerator(size, n_in, z_dim, width)
         self.z_dim,self._real = sum(generator.parts),None

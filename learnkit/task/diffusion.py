@@ -102,18 +102,18 @@ class TimedUNet(nn.Module):
         for i,block in enumerate(self.ups): x = block(torch.cat([F.interpolate(x, scale_factor=2) if i else x, kept.pop()], 1), told)
         return F.pixel_shuffle(self.last(x), self.patch).float()
 
-# %% ../../nbs/57_task.diffusion.ipynb #2c5e4a0a
+# %% ../../nbs/57_task.diffusion.ipynb #f921192d
 @generator_kind('diffusion')
 class Diffusion(nn.Module):
     "A U-Net that tells noise from picture, and what turns that into new pictures."
-    conditional,lr,mom,sqr_mom,decay = None,2e-3,.9,.99,.995
+    conditional,lr,mom,sqr_mom,decay,keep_every = None,2e-3,.9,.99,.995,5
     def __init__(self,
         size:int=32, # height and width of the pictures: 16, 32, 64…
         n_in:int=3, # colours: 1 = grey, 3 = RGB
         n_classes:int=0, # classes; 0: it is told none
         width:int=48, # features of the first level, twice as many at the others
         times:int=1000, # of noise
-        steps:int=30, # when a picture is made
+        steps:int=20, # when a picture is made
         guidance:float=1.5, # how much more the picture is to look like its class; 1: not more than it does
         drop:float=.1, # share of the training pictures whose class is not told
         patch:int=None): # pixels along the side of a square that is folded into channels; None: so that 16 × 16 are left
@@ -181,7 +181,7 @@ def generate(
         if trace is not None: trace.append(x)
     return x
 
-# %% ../../nbs/57_task.diffusion.ipynb #ff3101b3
+# %% ../../nbs/57_task.diffusion.ipynb #3bd086e2
 class DiffusionLearner(GenerativeLearner):
     "A learner that makes pictures of noise step by step; `model.steps` and `model.guidance` may be changed at any time."
     @property
@@ -196,7 +196,7 @@ Diffusion.learner = DiffusionLearner
 def diffusion_learner(
     dls, # `DataLoaders` of `generation_dls`
     width:int=48, # features of the first level, twice as many at the others
-    steps:int=30, # when a picture is made
+    steps:int=20, # when a picture is made
     guidance:float=1.5, # how much more a picture is to look like its class; 1: not more than it does
     times:int=1000, # of noise
     drop:float=.1, # share of the training pictures whose class is not told

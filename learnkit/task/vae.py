@@ -119,7 +119,7 @@ def vae_learner(
     "A learner that describes pictures by codes and makes pictures of codes."
     return task_learner(dls.task, dls, 'vae', model_kw=dict(z_dim=z_dim, beta=beta, free_bits=free_bits, sigma=sigma, width=width), **kwargs)
 
-# %% ../../nbs/55_task.vae.ipynb #fdf90756
+# %% ../../nbs/55_task.vae.ipynb #f415de16
 @patch
 def embed(
     self:VAELearner,
@@ -127,11 +127,13 @@ def embed(
     bs:int=64): # pictures at a time
     "The codes of pictures, (n, z), or (z,) for one picture; raises `DataError` for what is no picture."
     one = not (isinstance(items, (list, tuple, L)) or hasattr(items, 'one_batch') or isinstance(items, torch.Tensor) and items.ndim == 4)
-    net,training = self.model.eval(),self.model.training
+    net,training = self.model,self.model.training
+    net.eval()
     try:
-        with self.lock, torch.inference_mode(): res = torch.cat([net.encode(x)[0].cpu() for x in self._batches([items] if one else items, bs)])
+        with self.lock, torch.inference_mode(): codes = [net.encode(x)[0].cpu() for x in self._batches([items] if one else items, bs)]
     finally: net.train(training)
-    return res[0].clone() if one else res.clone()
+    res = torch.cat([torch.zeros(0, net.z_dim), *codes])
+    return res[0] if one else res
 
 # %% ../../nbs/55_task.vae.ipynb #3c7e07b8
 @patch

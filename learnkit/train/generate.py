@@ -103,16 +103,17 @@ def average_into(
         for p,q in both:
             if not p.is_floating_point(): p.copy_(q)
 
-# %% ../../nbs/48_train.generate.ipynb #820f5374
+# %% ../../nbs/48_train.generate.ipynb #3998904e
 class SampleKeeper(Callback):
     "After each epoch make `n` pictures of the same noise and keep them; write them into `folder` if there is one."
-    order,run_valid = 70,False
-    def __init__(self, n=16, every=1, folder=None, seed=0): store_attr()
+    order,run_valid,last = 70,False,0
+    def __init__(self, n=16, every=None, folder=None, seed=0): store_attr()
+    def before_fit(self): self.last = self.model.life[0].item()
 
     def after_epoch(self):
-        if hasattr(self, 'lr_finder'): return
-        epoch = self.model.life[0].item()
-        if not self.n or epoch % self.every and self.epoch+1 < self.n_epoch: return
+        epoch,every = self.model.life[0].item(),self.every or getattr(self.model, 'keep_every', 1)
+        if not self.n or epoch == self.last or hasattr(self, 'lr_finder') or epoch % every and self.epoch+1 < self.n_epoch: return
+        self.last = epoch
         a = to_bytes(self.learn.sample_tensor(self.n, label=self.learn.even_labels(self.n), seed=self.seed)[0])
         self.learn.kept.append((epoch, a))
         if self.folder is not None: to_pictures(a).save(Path(self.folder)/f'epoch_{epoch:04d}.png', zoom=2)
@@ -126,17 +127,19 @@ def spread(
     x = torch.as_tensor(x)
     return (x.float()/127.5 if x.dtype == torch.uint8 else x.float()).std(0).mean().item()
 
-# %% ../../nbs/48_train.generate.ipynb #4b0f51ff
+# %% ../../nbs/48_train.generate.ipynb #02ec5f6b
 class Watch(Callback):
     "Say when all pictures that are made look alike."
-    order,run_valid,least,patience = 75,False,.15,1000
-    def before_fit(self): self.real,self.most,self.told = None,0,False
+    order,run_valid,least,patience,last = 75,False,.15,1000,0
+    def before_fit(self): self.real,self.most,self.told,self.last = None,0,False,self.model.life[0].item()
     def before_batch(self):
         if self.real is None: self.real = spread(self.xb[0].as_subclass(torch.Tensor)) if len(self.xb[0]) > 1 else 0
 
     def after_epoch(self):
         if self.told or not self.learn.kept or len(self.learn.kept[-1][1]) < 4: return
         epoch,a = self.learn.kept[-1]
+        if epoch == self.last: return
+        self.last = epoch
         now,old = spread(a),self.model.life[1] >= self.patience
         self.most = max(self.most, now)
         if now >= self.least*(self.real or 0) or not old and self.most < 2*self.least*self.real: return
@@ -175,7 +178,7 @@ class Part(Metric):
     @property
     def name(self): return self.key
 
-# %% ../../nbs/48_train.generate.ipynb #7985446f
+# %% ../../nbs/48_train.generate.ipynb #30905676
 class GenerativeLearner(TaskLearner):
     "A learner whose network makes pictures."
     def __init__(self, dls, model, loss_func=None, opt_func=Adam, lr=defaults.lr, **kwargs):
@@ -194,7 +197,7 @@ class GenerativeLearner(TaskLearner):
 
     def keep_samples(self,
         n:int=16, # pictures; 0: none
-        every:int=1, # epochs
+        every:int=None, # epochs; None: 1, or more where the network says that it is slow
         folder=None): # for a file of each epoch
         "Say what is kept of the pictures while training, and return the learner."
         cb = first(self.cbs, risinstance(SampleKeeper))
