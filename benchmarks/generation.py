@@ -27,10 +27,10 @@ RECIPES = dict(
     wgan_gp=('mnist_png', 32, True, 64, 80, {}, 12, FACTOR),
     lapgan=('mnist_png', 32, True, 64, 70, {}, 12, FACTOR),
     diffusion=('mnist_png', 32, True, 64, 30, {}, 12, FACTOR),
-    biggan=('drawn', 32, False, 64, 20, {}, 20, dict(factor=(3, 8), asked=(.80, .95))),
-    stylegan=('drawn', 32, False, 64, 20, {}, 20, dict(factor=(3, 8))))
+    biggan=('drawn', 32, False, 32, 80, {}, 20, dict(factor=(3, 8), asked=(.80, .95))),
+    stylegan=('drawn', 32, False, 32, 80, {}, 20, dict(factor=(3, 8))))
 N = 600 # samples that are compared
-MOST = 60_000 # bytes of a file with pictures
+MOST = 160_000 # bytes of a file with pictures
 
 def records_of(data, lk):
     "The records of the data set `data`, with their split."

@@ -129,10 +129,10 @@ class ConvCritic(nn.Module):
     def features(self, x, y=None): return self.body(_told(x, y, self.n_classes) if self.n_classes else x) # (B, features)
     def forward(self, x, y=None): return self.head(self.features(x, y)).flatten().float()
 
-# %% ../../nbs/34_models.gan.ipynb #c27785fa
+# %% ../../nbs/34_models.gan.ipynb #7237c329
 class GAN(nn.Module):
     "What all GANs share. A kind calls `assemble` in its constructor, and has `critic_loss` and `generator_loss`."
-    conditional,n_critic = False,1 # needs classes; critic steps for one generator step
+    conditional,n_critic,epochs = False,1,60 # needs classes; critic steps for one generator step; passes over 3,000 pictures
     lr,mom,sqr_mom,decay = (2e-4,2e-4),.5,.999,.99 # of (generator, critic); Adam's betas; of the average
     def __init__(self,
         size:int, # height and width of the pictures in pixels: a power of two, 16 or more
@@ -201,12 +201,12 @@ def slopes(
         g, = torch.autograd.grad(critic(x).sum(), x, create_graph=True)
         return (g.flatten(1).square().sum(1)+1e-12).sqrt()
 
-# %% ../../nbs/34_models.gan.ipynb #b907d3d2
+# %% ../../nbs/34_models.gan.ipynb #6554c274
 @generator_kind('wgan_gp')
 class WGANGP(DCGAN):
     "A Wasserstein GAN with gradient penalty after Gulrajani and others (2017), with the networks of DCGAN."
     norm,penalty,n_critic = False,10.,3
-    lr,mom,sqr_mom = (5e-4,5e-4),0.,.9
+    lr,mom,sqr_mom,epochs = (5e-4,5e-4),0.,.9,80
 
     def critic_loss(self, real, fake, y, z):
         real,fake = self.augment(real),self.augment(fake.detach())
@@ -215,11 +215,11 @@ class WGANGP(DCGAN):
 
     def generator_loss(self, fake, y, z): return dict(fool=-self.judge(fake).mean())
 
-# %% ../../nbs/34_models.gan.ipynb #1046c617
+# %% ../../nbs/34_models.gan.ipynb #8c328a06
 @generator_kind('cgan')
 class CGAN(DCGAN):
     "A conditional GAN after Mirza and Osindero (2014), with the networks of DCGAN."
-    conditional = True
+    conditional,epochs = True,90
 
 # %% ../../nbs/34_models.gan.ipynb #9f37a9fa
 class InfoCritic(ConvCritic):
@@ -362,11 +362,11 @@ class PyramidCritic(nn.Module):
 
     def forward(self, i, x): return self.levels[i](x).flatten().float()
 
-# %% ../../nbs/34_models.gan.ipynb #3d142ee4
+# %% ../../nbs/34_models.gan.ipynb #3b6a89a2
 @generator_kind('lapgan')
 class LAPGAN(GAN):
     "A Laplacian pyramid of conditional GANs after Denton and others (2015)."
-    lr = 5e-4,2e-4
+    lr,epochs = (5e-4,2e-4),70
     def __init__(self,
         size:int=32, n_in:int=3, n_classes:int=0, # as of `DCGAN`
         z_dim:int=64, # numbers that the smallest picture is made of; a plane for each level is added to the attribute `z_dim`

@@ -102,11 +102,11 @@ class TimedUNet(nn.Module):
         for i,block in enumerate(self.ups): x = block(torch.cat([F.interpolate(x, scale_factor=2) if i else x, kept.pop()], 1), told)
         return F.pixel_shuffle(self.last(x), self.patch).float()
 
-# %% ../../nbs/57_task.diffusion.ipynb #f921192d
+# %% ../../nbs/57_task.diffusion.ipynb #a05165f4
 @generator_kind('diffusion')
 class Diffusion(nn.Module):
     "A U-Net that tells noise from picture, and what turns that into new pictures."
-    conditional,lr,mom,sqr_mom,decay,keep_every = None,2e-3,.9,.99,.995,5
+    conditional,lr,mom,sqr_mom,decay,epochs,keep_every = None,2e-3,.9,.99,.995,30,5
     def __init__(self,
         size:int=32, # height and width of the pictures: 16, 32, 64…
         n_in:int=3, # colours: 1 = grey, 3 = RGB

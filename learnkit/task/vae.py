@@ -40,11 +40,11 @@ def _widths(size, width):
     if size < 8 or 2**(n+2) != size: raise DataError(f'Pictures of {size} pixels cannot be halved down to 4. Take a size of 16, 32 or 64.')
     return [width*min(2**i, 8) for i in range(n)]
 
-# %% ../../nbs/55_task.vae.ipynb #13d8da37
+# %% ../../nbs/55_task.vae.ipynb #4126b5e6
 @generator_kind('vae')
 class VAE(nn.Module):
     "A convolutional variational autoencoder."
-    conditional,lr,mom,sqr_mom = False,2e-3,.9,.99
+    conditional,lr,mom,sqr_mom,epochs = False,2e-3,.9,.99,40
     def __init__(self,
         size:int=32, # height and width of the pictures: 16, 32, 64…
         n_in:int=3, # colours: 1 = grey, 3 = RGB
