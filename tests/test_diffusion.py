@@ -28,7 +28,9 @@ def learner(path, size=16, grey=True, labels=None, **kw):
 
 class Knows(nn.Module):
     'Answers as a perfect network would for one picture `x`.'
-    def __init__(self, x, share): super().__init__(); self.x,self.share = x,share
+    def __init__(self, x, share):
+        super().__init__()
+        self.x,self.share = x,share
     def forward(self, noisy, t, y=None):
         share = self.share[(t*len(self.share)).round().long()-1].view(-1, 1, 1, 1)
         noise = (noisy-share.sqrt()*self.x)/(1-share).sqrt()
