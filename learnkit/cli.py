@@ -52,11 +52,11 @@ def _drawn(p, path):
     if 'shares' not in p.facts: return
     with atomic_path(path.with_name(f'{path.name}_mask.png')) as tmp: importlib.import_module('PIL.Image').fromarray(p[0]).save(tmp)
 
-# %% ../nbs/72_cli.ipynb #bc0bd7cb
+# %% ../nbs/72_cli.ipynb #5b82619f
 def do_sample(a):
     "Make new pictures with a bundle."
-    from learnkit.use.bundle import load_learner
-    learn,out = load_learner(a.model),Path(a.out)
+    import learnkit.all as lk
+    learn,out = lk.load_learner(a.model),Path(a.out)
     if not hasattr(learn, 'sample'): raise DataError(f'{a.model} was trained for {learn.task.name} and makes no pictures. Write: learnkit predict {a.model} PICTURE…')
     made = learn.sample(a.n, label=a.label, seed=a.seed)
     files = [out/f'{i:0{len(str(a.n-1))}d}.png' for i in range(a.n)]
