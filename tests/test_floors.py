@@ -87,7 +87,7 @@ def imports_lead_down(top):
     for a,line,b in edges(top):
         if None not in (a.number, b.number) and b.number >= a.number: yield f'{a.name}:{line} ({a.number}) imports {b.name} ({b.number})'
 
-def is_task(o): return o.number in range(50, 60) or o.name.startswith(f'{package}.task.')
+def is_task(o): return o.number in range(60, 70) or o.name.startswith(f'{package}.task.')
 
 def tasks_are_islands(top):
     for a,line,b in edges(top):
@@ -183,8 +183,8 @@ def house(top, broken=(), listed=True):
     "A small sound house in the folder `top`, with the modules `broken` (notebook name without ending, module, code) in it."
     sound = [('00_settings', 'settings', 'x = 1'), ('10_data.images', 'data.images', 'from ..settings import x'),
         ('01_core', 'core', 'class Task:\n' + '\n'.join(f'    {f}: str' for f in fields)),
-        ('20_models.tiny', 'models.tiny', 'from ..core import Task'), ('50_task.a', 'task.a', "if task.name == 'detection': pass"),
-        ('58_all', 'all', 'from .settings import *')]
+        ('20_models.tiny', 'models.tiny', 'from ..core import Task'), ('60_task.a', 'task.a', "if task.name == 'detection': pass"),
+        ('80_all', 'all', 'from .settings import *')]
     for nb,name,code in [*sound, *broken]:
         fn = top/package/(name.replace('.', '/') + '.py')
         fn.parent.mkdir(parents=True, exist_ok=True)
@@ -202,12 +202,12 @@ breaches = [(numbers_are_used_once, '10_data.again', 'data.again', ''), (every_m
 breaches += [(imports_lead_down, '11_data.b', 'data.b', o) for o in ('from ..models.tiny import net', 'from ..models import tiny',
     'import learnkit.models.tiny', 'from learnkit.models.tiny import net', 'def f():\n    from ..models import tiny',
     "import_module('learnkit.models.tiny')", 'from . import b')]
-breaches += [(tasks_are_islands, '51_task.b', 'task.b', o) for o in ('from .a import x', 'from . import a', 'import learnkit.task.a')]
+breaches += [(tasks_are_islands, '61_task.b', 'task.b', o) for o in ('from .a import x', 'from . import a', 'import learnkit.task.a')]
 breaches += [(modules_are_short, '12_data.long', 'data.long', 'x = 1\n' * limit)]
 breaches += [(ground_is_light, '02_heavy', 'heavy', o) for o in ('import torch', 'import numpy as np', 'def f():\n    from torch import nn')]
 breaches += [(models_never_import_data, '21_models.zoo', 'models.zoo', o) for o in ('from ..data.images import x', 'from ..data import images')]
 breaches += [(stars_are_rare, '22_models.star', 'models.star', o) for o in ('from torch import *', 'from .tiny import *', 'from fastcore.test import *')]
-breaches += [(nobody_asks_for_the_task, '60_use.a', 'use.a', o) for o in ("x = learn.task.name == 'mine'", "if name == 'classification': pass",
+breaches += [(nobody_asks_for_the_task, '70_use.a', 'use.a', o) for o in ("x = learn.task.name == 'mine'", "if name == 'classification': pass",
     "x = t.name in ('detection', 'instance')", "f = {'mine':1}[task.name]", 'f = table.get(learn.task.name)',
     "x = get_task(n).name != 'mine'", "if task.name.startswith('s'): pass", 'class Mine(Task): pass',
     "match kind:\n    case 'regression': pass", "match task.name:\n    case 'mine': pass", "x = name in {'gan':1}")]
