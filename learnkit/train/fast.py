@@ -182,7 +182,7 @@ def features_of_body(
         learn.dls = dls
         del body.forward
 
-# %% ../../nbs/43_train.fast.ipynb #7fa4b51d
+# %% ../../nbs/43_train.fast.ipynb #a0f56403
 def fast_fine_tune(
     learn, # a `TaskLearner` with a pretrained body
     epochs:int, # passes after the frozen ones
@@ -197,7 +197,7 @@ def fast_fine_tune(
     "Fine-tune `learn` with a body that runs once, first layers that stay as they are, and pictures that grow."
     why,sizes = _why_not(learn, cbs) if cache else 'cache=False',_sizes(learn, epochs)
     _choose_precision(learn)
-    if freeze_epochs:
+    if freeze_epochs and not (learn.stages and learn.stages.over()):
         learn.freeze()
         def _fit(*more): learn.fit_one_cycle(freeze_epochs, slice(base_lr), pct_start=0.99, cbs=[*L(cbs), *more], **kwargs)
         done = False

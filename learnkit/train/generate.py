@@ -6,7 +6,7 @@
 __all__ = ['Pictures', 'to_bytes', 'to_pictures', 'picture_rng', 'EpochSeeds', 'Averages', 'average_into', 'SampleKeeper',
            'TrainingBroke', 'spread', 'Watch', 'check_losses', 'OwnLosses', 'Part', 'GenerativeLearner', 'on_arc']
 
-# %% ../../nbs/53_train.generate.ipynb #01c20e39
+# %% ../../nbs/53_train.generate.ipynb #fff9e687
 import inspect, random, numpy as np, torch
 from ..core import DataError, LearnkitError, atomic_path, choose, say
 from fastcore.all import *
@@ -19,6 +19,7 @@ from PIL import Image
 from ..data.show import grid_axes, show_grid, show_picture
 from .learner import TaskLearner
 from .predict import Prediction
+from .resume import checkpointed
 from .speed import Adam
 
 # %% ../../nbs/53_train.generate.ipynb #609a44ca
@@ -204,7 +205,7 @@ class GenerativeLearner(TaskLearner):
         cb.n,cb.every,cb.folder = n,every,folder
         return self
 
-# %% ../../nbs/53_train.generate.ipynb #85627760
+# %% ../../nbs/53_train.generate.ipynb #4a959676
 @patch
 def fine_tune(
     self:GenerativeLearner,
@@ -212,13 +213,16 @@ def fine_tune(
     base_lr=None, # learning rate, or one for each group; None: that of the network's recipe
     pct_start:float=.5, # share of the training before the rate falls
     start_epoch:int=0, # epochs of this training that were done before, after a stop
+    checkpoint=None, # folder that the training is written into and goes on from, see `learnkit.train.resume`
+    cbs=None, # callbacks
     **kwargs): # for `fit`
     "Train the whole network at a level rate that falls in the end."
     if self.opt is None: self.create_opt()
     self.opt.set_hyper('lr', self.lr if base_lr is None else base_lr)
     lr = np.array([h['lr'] for h in self.opt.hypers])
-    self.fit(epochs, lr=tuple(lr), cbs=L(ParamScheduler(dict(lr=combined_cos(pct_start, lr, lr, lr/1e5))))+L(kwargs.pop('cbs', None)),
-        start_epoch=start_epoch, **kwargs)
+    falls = ParamScheduler(dict(lr=combined_cos(pct_start, lr, lr, lr/1e5)))
+    with checkpointed(self, checkpoint, epochs=epochs, lr=lr.tolist(), pct_start=pct_start):
+        self.fit(epochs, lr=tuple(lr), cbs=L(falls)+L(cbs), start_epoch=start_epoch, **kwargs)
 
 # %% ../../nbs/53_train.generate.ipynb #4f25303a
 @patch

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TaskLearner', 'task_learner', 'body_of', 'three_groups']
 
-# %% ../../nbs/50_train.learner.ipynb #725ab571
+# %% ../../nbs/50_train.learner.ipynb #b75ee598
 import sys, tempfile, numpy as np, torch
 from ..core import DataError, NotFound, say
 from copy import copy
@@ -13,6 +13,7 @@ from fastcore.all import *
 from contextlib import contextmanager
 from pathlib import Path
 from fastai.callback.channelslast import ChannelsLast
+from fastai.callback.core import CancelEpochException
 import fastai.callback.schedule # gives Learner its fit_one_cycle and lr_find  # chkstyle: ignore
 from fastai.data.transforms import Normalize
 from fastai.imports import noop
@@ -24,13 +25,15 @@ from ..data.show import show_grid
 from ..models.zoo import Body
 from ..settings import settings
 from .fast import fast_fine_tune
+from .resume import checkpointed
 from .speed import Adam, MixedPrecision, precision_cb
 
-# %% ../../nbs/50_train.learner.ipynb #4ff02160
+# %% ../../nbs/50_train.learner.ipynb #1c72465b
 class TaskLearner(Learner):
     "A fastai `Learner` that knows its `task`."
     precision = 'fp32' # how it computes, see `to_precision`
     rates = 2e-3,100 # for `fine_tune`: the head's learning rate, and how many times slower the first layers learn
+    first_epoch,stages = 0,None # of a training that goes on, see `learnkit.train.resume`
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.history,self.problems,self._told = [],L(),False
@@ -43,10 +46,21 @@ class TaskLearner(Learner):
             with self.no_bar(), self._logging(self._row if settings.progress and self.logger is not noop else noop): yield
 
     def fit(self, *args, **kwargs):
+        if self.stages and self.stages.over(): return
         self._tell()
         with self._quiet(): super().fit(*args, **kwargs)
         rec = self.recorder
         if rec.values: self.history.append(dict(names=[*rec.metric_names[1:]], values=[[*o] for o in rec.values], losses=[*rec.losses], steps=[*rec.iters]))
+        if self.stages: self.stages.close()
+
+    def _do_fit(self):
+        start,self.first_epoch = self.first_epoch,0
+        for self.epoch in range(start, self.n_epoch): self._with_events(self._do_epoch, 'epoch', CancelEpochException)
+
+    def all_batches(self):
+        if not self.stages or not self.training: return super().all_batches()
+        self.n_iter = len(self.dl)
+        for i,b in self.stages.cb.batches(self.dl): self.one_batch(i, b)
 
     def _tell(self):
         "Say once how pictures come to this learner."
@@ -177,7 +191,7 @@ def _no_batch(dls):
     return (f'There are {len(dls.train_ds)} pictures to train on but a batch is {dls.train.bs}, so no batch would be full and nothing '
         f'would be trained. Pass a smaller `bs`, {len(dls.train_ds)} at most, to `dataloaders`.')
 
-# %% ../../nbs/50_train.learner.ipynb #af3200fb
+# %% ../../nbs/50_train.learner.ipynb #16a31b84
 @patch
 def fine_tune(
     self:TaskLearner,
@@ -189,8 +203,15 @@ def fine_tune(
     div:float=5., # the second stage starts with its highest rate divided by this
     fast:bool=False, # less work for nearly the same accuracy, see `learnkit.train.fast`
     cache:bool=True, # with `fast`: keep the features of the frozen body
+    checkpoint=None, # folder that the training is written into and goes on from, see `learnkit.train.resume`
     **kwargs): # for `fit_one_cycle`
     "Train the head, then everything; a body without pretrained weights is trained whole from the start."
+    about = dict(epochs=epochs, base_lr=base_lr, freeze_epochs=freeze_epochs, lr_mult=lr_mult, pct_start=pct_start, div=div, fast=fast)
+    with checkpointed(self, checkpoint, **about): self._fine_tune(**about, cache=cache, **kwargs)
+
+@patch
+def _fine_tune(self:TaskLearner, epochs, base_lr, freeze_epochs, lr_mult, pct_start, div, fast, cache, **kwargs):
+    "The work of `fine_tune`."
     if not self.pretrained:
         say('The body has no pretrained weights, so all its layers learn from the start' + (', and fast=True changes nothing.' if fast else '.'))
         self.unfreeze()

@@ -145,12 +145,12 @@ def fastest(times): # {name: seconds}; names begin with a precision
     "The fastest way of `times`; bf16 goes before fp16 where they are equally fast."
     return min(times, key=lambda o: times[o]*(.95 if o.startswith('bf16') else 1))
 
-# %% ../../nbs/42_train.speed.ipynb #5acbb146
+# %% ../../nbs/42_train.speed.ipynb #4e9cbab0
 class AutoPrecision(MixedPrecision):
     "Mixed precision and the layout that a probe of a few steps shows to be the fastest."
     def __init__(self, **kwargs):
         super().__init__(AMPMode.BF16, **kwargs)
-        self.chosen = {}
+        self.chosen,self.way = {},{} # for each device the type of numbers, and the way
 
     def _dtype(self, device): return self.chosen.get(device, torch.float32)
 
@@ -165,13 +165,18 @@ class AutoPrecision(MixedPrecision):
         if device == 'cpu': xb,yb = [tuple(o[:8] for o in b) for b in (xb, yb)]
         free = sum(p.requires_grad for p in self.model.parameters())
         times,before = measured(speed_key(self.model, xb[0], f'training {free}'), lambda: probe(self.learn, xb, yb, ways(device)))
-        precision,layout = fastest(times).split()
-        self.chosen[device] = DTYPES[precision]
-        if layout == 'contiguous': self.learn.remove_cbs(ChannelsLast)
-        self.model.to(memory_format=LAYOUTS[layout])
+        precision,layout = self.take(device, fastest(times)).split()
         said = ', '.join(f'{k} {v*1000/len(xb[0]):.3g}' for k,v in times.items())
         say(f'precision: {precision}, {layout} ({"noted" if before else "measured"} in ms a picture: {said})')
         self.before_fit()
+
+    def take(self, device, way):
+        "Compute in the `way`, such as 'bf16 channels_last', on `device` from now on."
+        precision,layout = way.split()
+        self.chosen[device],self.way[device] = DTYPES[precision],way
+        if layout == 'contiguous': self.learn.remove_cbs(ChannelsLast)
+        self.model.to(memory_format=LAYOUTS[layout])
+        return way
 
 # %% ../../nbs/42_train.speed.ipynb #3304b221
 def precision_cb(precision:str='auto'): # 'auto', 'fp32', 'bf16' or 'fp16'
