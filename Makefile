@@ -10,13 +10,14 @@ endif
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help demo test nb check docs readme base dev clean
+.PHONY: help demo test faults nb check docs readme base dev clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make demo                   learn to tell cats from dogs on drawn pictures'
 	@echo 'make demo DATA=X OUT=DIR    the same on a data set or a folder of class folders, results into DIR (ARGS=... for more)'
 	@echo 'make test                   run every notebook and every test'
+	@echo 'make faults                 break all that can break, and print what was survived'
 	@echo 'make nb NB=01_core          clean, export, run and style-check one notebook (NB=01 is enough)'
 	@echo 'make check                  all that has to hold before a commit is shared (.ci/run)'
 	@echo 'make docs                   HTML pages from the notebooks, in _docs'
@@ -38,6 +39,11 @@ test: export OMP_NUM_THREADS = 1
 test: dev
 	$(BIN)/nbdev-test
 	$(BIN)/python -m pytest
+
+# All cases with a mark, the slow ones too, in one table.
+faults: export OMP_NUM_THREADS = 1
+faults: dev
+	$(BIN)/python tests/faults.py
 
 nb: F = $(firstword $(wildcard nbs/$(NB:nbs/%=%) nbs/$(NB).ipynb nbs/$(NB)_*.ipynb))
 nb: dev

@@ -36,6 +36,7 @@ def test_the_same_as_coco(tmp_path):
     again = read_coco(write_coco(rs, scenes/'again.json'))
     assert [r.boxes for r in again] == [r.boxes for r in rs]
 
+@pytest.mark.corpus(65)
 def test_boxes_that_are_wrong(tmp_path):
     f = table(tmp_path, ['p0.png,cat,10,20,50,60', 'p0.png,cat,90,70,130,120', 'p0.png,cat,200,10,210,20', 'p0.png,cat,10,10,10,20', 'p0.png,cat,50,10,10,20',
         'p0.png,cat,10,nan,20,30', 'p0.png,cat,10,20,50,60', 'p0.png,,1,2,3,4', 'p0.png,nan,1,2,3,4', 'p0.png,cat,1,2,x,4', 'p0.png,cat,1,2,,4',

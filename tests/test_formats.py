@@ -51,14 +51,14 @@ def test_coco_and_back(scenes):
 good = [10, 10, 30, 20]
 def test_coco_boxes_that_are_wrong(tmp_path):
     f = coco(tmp_path, [(good, {}), ([90, 70, 40, 40], {}), ([200, 10, 5, 5], {}), ([10, 10, 0, 5], {}), ([10, 10, -4, 5], {}), ([float('nan'), 1, 2, 3], {}),
-        (good, {}), (good, dict(category_id=9)), (good, dict(image_id=55)), ([1, 2, 3], {}), (None, {}), ([99.5, 10, 1, 5], {}), ('abcd', {}),
+        (good, {}), (good, dict(image_id=55)), ([1, 2, 3], {}), (None, {}), ([99.5, 10, 1, 5], {}), ('abcd', {}),
         (good, dict(id=1, image_id=1))])
     rs = read_coco(f)
     assert rs[0].boxes == [[10, 10, 40, 30], [90, 70, 100, 80], [99.5, 10, 100, 15]] and rs[1].boxes == [[10, 10, 40, 30]]
     words = ['annotation 2 (p0.png) is clipped', 'annotation 3 (p0.png) has a box outside the picture of 100 by 80', 'annotation 4 (p0.png) has a box without area',
         'annotation 5 (p0.png) has a box with swapped', 'annotation 6 (p0.png) has a number that is none', 'annotation 7 (p0.png) is a second cat',
-        'annotation 8 (p0.png) has the unknown category 9', 'annotation 9 is for image 55', 'annotation 10 (p0.png) has [1, 2, 3] in place',
-        'annotation 11 (p0.png) has None in place', 'annotation 13 (p0.png)', 'has 1 annotation id that occurs more than once, such as 1']
+        'annotation 8 is for image 55', 'annotation 9 (p0.png) has [1, 2, 3] in place',
+        'annotation 10 (p0.png) has None in place', 'annotation 12 (p0.png)', 'has 1 annotation id that occurs more than once, such as 1']
     for w in words: assert any(w in o and str(f) in o for o in told(rs)), w
     assert len(rs.problems) == len(words)
 
@@ -88,6 +88,7 @@ def test_coco_pictures_that_are_wrong(tmp_path):
     rs = read_coco(bad)
     assert len(rs) == 1 and any('is text' in o for o in told(rs))
 
+@pytest.mark.corpus(12)
 def test_turned_photographs(tmp_path):
     "A size that fits the file but not the upright picture is told; boxes for the upright picture are used."
     pictures(tmp_path/'images', 1)
@@ -164,11 +165,11 @@ def yolo(top, page='names: [cat, dog]\ntrain: images/train\nval: images/val\n'):
 
 def test_yolo(tmp_path):
     top = yolo(tmp_path)
-    (top/'labels'/'train'/'p0.txt').write_text('0 .5 .5 .2 .5\n1 .1 .1 .3 .1 .3 .4\n5 .5 .5 .2 .2\n0 .5 .5\n0 a b c d\n1 300 200 40 40\nnan .5 .5 .2 .2\n\n')
+    (top/'labels'/'train'/'p0.txt').write_text('0 .5 .5 .2 .5\n1 .1 .1 .3 .1 .3 .4\n0 .5 .5\n0 a b c d\n1 300 200 40 40\n\n')
     rs = read_yolo(top)
     assert rs[0].labels == ['cat', 'dog'] and rs[0].boxes[0] == pytest.approx([40, 20, 60, 60]) and rs[0].boxes[1] == pytest.approx([10, 8, 30, 32])
     assert rs[0].masks[1] == [pytest.approx([10, 8, 30, 8, 30, 32])] and [r.split for r in rs] == ['train']*2+['valid']*2 and rs[1].boxes == []
-    for n,w in ((3, 'unknown class 5'), (4, 'has 3 numbers'), (5, 'has to hold numbers'), (6, '300 where a share'), (7, 'unknown class nan')):
+    for n,w in ((3, 'has 3 numbers'), (4, 'has to hold numbers'), (5, '300 where a share')):
         assert any(w in o and f'row {n}' in o and 'p0.txt' in o for o in told(rs)), w
 
 def test_yolo_points(tmp_path):
@@ -193,8 +194,20 @@ def test_yolo_list_of_pictures(tmp_path):
     assert len(rs) == 1 and any('row 2' in o and 'lost.png, which does not exist' in o for o in told(rs))
 
 def test_coco_of_strange_types(tmp_path):
-    rs = read_coco(coco(tmp_path, [(['10', '10', '30', '20'], {}), (good, dict(image_id=[1])), (good, dict(category_id={})), (good, dict(id=[2]))]))
-    assert rs[0].boxes == [[10, 10, 40, 30]] and any('for image [1]' in o for o in told(rs)) and any('unknown category {}' in o for o in told(rs))
+    rs = read_coco(coco(tmp_path, [(['10', '10', '30', '20'], {}), (good, dict(image_id=[1])), (good, dict(id=[2]))]))
+    assert rs[0].boxes == [[10, 10, 40, 30]] and any('for image [1]' in o for o in told(rs))
+
+@pytest.mark.corpus(66)
+@pytest.mark.parametrize('k', [9, {}, None, 'cat', 1.5])
+def test_coco_classes_that_are_not_there(tmp_path, k):
+    with pytest.raises(DataError, match=r'a.json annotation 2 \(p0.png\) has the unknown category .*There are 1 cat, 7 dog'): read_coco(coco(tmp_path, [(good, {}), (good, dict(category_id=k))]))
+
+@pytest.mark.corpus(66)
+@pytest.mark.parametrize('k', ['5', 'nan', '-1', '.5'])
+def test_yolo_classes_that_are_not_there(tmp_path, k):
+    top = yolo(tmp_path)
+    (top/'labels'/'train'/'p0.txt').write_text(f'0 .5 .5 .2 .5\n{k} .5 .5 .2 .2\n')
+    with pytest.raises(DataError, match='p0.txt, row 2, has the unknown class .*There are 0 cat, 1 dog'): read_yolo(top)
 
 def test_list_with_folders(tmp_path):
     "Names with folders mean that folder's picture alone; a part that is asked for goes before what the files say."

@@ -153,6 +153,7 @@ def test_nothing_but_void(top):
 
 # Numbers that are no class
 
+@pytest.mark.corpus(61)
 @pytest.mark.parametrize('values,codes,offer,result', [
     ([0, 255], ab, dict(mask_map={0:0, 255:1}), [0, 1]), ([0, 128, 255], abc, dict(mask_map={0:0, 128:1, 255:2}), [0, 1, 2]),
     ([1, 2, 3], abc, dict(mask_map={1:0, 2:1, 3:2}), [0, 1, 2]), ([1, 3], abc, dict(mask_map={1:0, 2:1, 3:2}), [0, 2]),
@@ -292,6 +293,7 @@ def test_unchecked_masks(top):
     with pytest.raises(NotFound, match='p0.png does not exist'): class_numbers(rs[0])
     with pytest.raises(DataError, match='p0.png has no mask'): class_numbers(Record(top/'images'/'p0.png'))
 
+@pytest.mark.corpus(12)
 def test_turned_photographs(top):
     exif = Image.Exif()
     exif[0x0112] = 6

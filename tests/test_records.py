@@ -64,7 +64,8 @@ def test_unlabelled_test_folder(tmp_path):
 def test_refused_folders(spec, words, tmp_path):
     with pytest.raises(DataError, match=words): read_folder(folder(tmp_path, spec))
 
-def test_wrong_paths(tmp_path): # row 70
+@pytest.mark.corpus(70)
+def test_wrong_paths(tmp_path):
     with pytest.raises(NotFound, match='There is no folder'): read_folder(tmp_path/'none')
     for name in ('pets.zip', 'pets.txt'):
         (tmp_path/name).touch()
@@ -103,7 +104,8 @@ def test_suspicious_classes(tmp_path): # rows 57, 60
     text = ' '.join(reasons(rs))
     assert 'differ only in capitals: Cat, cat' in text and "single picture of class 'one dog'" in text and "no picture of class 'one dog' in the val" in text
 
-def test_same_file_twice(tmp_path): # row 54
+@pytest.mark.corpus(54)
+def test_same_file_twice(tmp_path):
     folder(tmp_path, {'train/a':2, 'train/b':2, 'valid/a':1, 'valid/b':1})
     draw(tmp_path/'train/b/x.png', same=tmp_path/'train/a/0.png')
     draw(tmp_path/'valid/a/x.png', same=tmp_path/'train/a/1.png')
@@ -111,6 +113,13 @@ def test_same_file_twice(tmp_path): # row 54
     rs = read_folder(tmp_path)
     assert len(rs) == 9 and len(rs.problems) == 2 and all('same file' in o for o in reasons(rs))
     assert {o.path.relative_to(tmp_path).as_posix() for o in rs.problems} == {'train/b/x.png', 'valid/a/x.png'}
+
+@pytest.mark.corpus(54)
+def test_same_file_twice_before_a_split(tmp_path):
+    folder(tmp_path, dict(a=3, b=3))
+    draw(tmp_path/'a/x.png', same=tmp_path/'a/0.png')
+    rs = read_folder(tmp_path)
+    assert len(rs) == 7 and reasons(rs) == [f'is the same file as {tmp_path}/a/0.png (a split at random may put them into both parts)']
 
 def test_own_label_function(tmp_path):
     rs = read_folder(folder(tmp_path, {'x/a':2, 'x/b':2, 'y/a':1}), label=lambda p: p.parent.name)
@@ -141,7 +150,8 @@ def test_tables(text, kw, field, first, tmp_path):
     assert getattr(rs[0], field) == first and rs[0].row == 2 and rs[0].file == tmp_path/'labels.csv'
     assert [o for o in reasons(rs) if 'pictures that no row' not in o] == [o for o in reasons(rs) if 'single' in o]
 
-def test_bad_rows(tmp_path): # row 59
+@pytest.mark.corpus(59)
+def test_bad_rows(tmp_path):
     t = table(tmp_path, 'fname,label\n0.png,a\n0.png,a\n0.png,b\n1.png,\n2.png,nan\nnone.png,a\n3.png,b,c\n,a\n\n4.png,b\n5.png,b\n5.jpg,a\n1.png,a\n')
     (tmp_path/'5.jpg').touch()
     draw(tmp_path/'more.png')
@@ -184,6 +194,7 @@ def test_pictures_in_another_folder(tmp_path):
     with pytest.raises(DataError, match='say folder=.*images'): read_csv(t)
     for o in ('../images', tmp_path/'images', os.path.relpath(tmp_path/'images')): assert len(read_csv(t, folder=o)) == 4
 
+@pytest.mark.corpus(47)
 def test_accents_match_however_they_are_stored(tmp_path): # row 47
     name = 'caf\u00e9 \u732b.png'
     draw(tmp_path/unicodedata.normalize('NFD', name))

@@ -75,7 +75,7 @@ def _coco_claims(path, d, known, problems):
     if twice: problems.append(Problem(path, f'has {_n(twice, "annotation id")} that occurs more than once, such as {twice[0]}; all are used'))
     return res
 
-# %% ../../nbs/17_data.formats.ipynb #371a5492
+# %% ../../nbs/17_data.formats.ipynb #7130641a
 def _coco_claim(path, o, names, image, problems):
     "The annotation `o` as a claim."
     what,b = f'annotation {o.get("id")} ({image.name})',o.get('bbox')
@@ -86,9 +86,14 @@ def _coco_claim(path, o, names, image, problems):
         x,y,w,h = map(float, b)
         box = [x, y, x+w, y+h]
     except (TypeError, ValueError): box = _around(mask) if isinstance(mask, list) else f'has {b!r} in place of a box'
-    label = names.get(_id(o, 'category_id'))
-    if label is None: box = f'has the unknown category {o.get("category_id")!r}'
+    label = _class_name(names, _id(o, 'category_id'), path, f'{what} has the unknown category {o.get("category_id")!r}')
     return dict(box=box, label=label, masks=mask, points=points or None, crowd=bool(o.get('iscrowd')), file=path, what=what)
+
+def _class_name(names, k, path, what, row=None):
+    "The name of class `k` in `names`, {number: name}; raises `DataError` where there is none."
+    if names.get(k) is not None: return names[k]
+    raise DataError(f'{Problem(path, what, row)}. There are {", ".join(f"{a} {b}" for a,b in list(names.items())[:20]) or "no classes"}. '
+        'Add it to these, or take its objects out of the data: left in without a name, they would be taught as background.')
 
 def _around(polygons):
     "The box round `polygons`."
@@ -285,24 +290,23 @@ def _yolo_text(f):
     p = Path(*f.parts[:at[-1]], 'labels', *f.parts[at[-1]+1:]) if at else f
     return next((o for o in (p.with_suffix('.txt'), f.with_suffix('.txt')) if o.is_file()), None)
 
-# %% ../../nbs/17_data.formats.ipynb #1108fd4b
+# %% ../../nbs/17_data.formats.ipynb #36f48e66
 def _yolo_claim(path, n, line, names, size, shape):
     "Line `n` of the text file at `path` as a claim; `shape`: (points, numbers for each), or `None`."
     w,h = size
     try: k,*v = [float(o) for o in line.split()]
     except ValueError: return dict(box=f'reads {line[:40]!r}, and has to hold numbers', label='', file=path, row=n, what='')
-    label,res = names.get(k),dict(file=path, row=n, what='')
+    label,res = _class_name(names, k, path, f'has the unknown class {k:g}', n),dict(file=path, row=n, what='')
     pts = v[4:] if shape and len(v) == 4+shape[0]*shape[1] else []
     if len(v) == 4 or pts: box = [(v[0]-v[2]/2)*w, (v[1]-v[3]/2)*h, (v[0]+v[2]/2)*w, (v[1]+v[3]/2)*h]
     elif len(v) >= 6 and len(v)%2 == 0: res['masks'] = [[o*(h if i%2 else w) for i,o in enumerate(v)]]
     else: box = f'has {len(v)+1} numbers; a box has 5, a polygon 7 or more'
     if 'masks' in res: box = _around(res['masks'])
     if pts: res['points'] = [(p[0]*w, p[1]*h, p[2] if shape[1] == 3 else 2) for p in (pts[i:i+shape[1]] for i in range(0, len(pts), shape[1]))]
-    if label is None: box = f'has the unknown class {k:g}'
-    elif not isinstance(box, str) and len(v) == 4 and max(v) > 2: box = f'has {max(v):g} where a share from 0 to 1 is meant'
+    if not isinstance(box, str) and len(v) == 4 and max(v) > 2: box = f'has {max(v):g} where a share from 0 to 1 is meant'
     return dict(res, box=box, label=str(label))
 
-# %% ../../nbs/17_data.formats.ipynb #d460f9bf
+# %% ../../nbs/17_data.formats.ipynb #ee318ec1
 @checked
 def read_yolo(
     path, # of the YAML file, or of the folder that holds it
@@ -310,6 +314,7 @@ def read_yolo(
     ) -> Records: # with `boxes`, `labels` and, where there are any, `masks` and `points`
     "Read objects from YOLO's text files; raises `NotFound` or `DataError` where nothing could be learned from them."
     page = Path(path).expanduser()
+    if not page.exists(): raise NotFound(f'There is no folder or file {page}.')
     if page.is_dir():
         pages = sorted([*page.glob('*.yaml'), *page.glob('*.yml')])
         if len(pages) != 1: raise NotFound(f'{page} holds {_n(pages, "YAML file")}; give the path of the one to read.')

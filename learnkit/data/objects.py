@@ -52,7 +52,7 @@ def _objects(r, size, claims, problems):
     r.masks,r.points,r.crowd = ([o.get(k) for o in good] for k in ('masks', 'points', 'crowd'))
     return r
 
-# %% ../../nbs/16_data.objects.ipynb #480f53da
+# %% ../../nbs/16_data.objects.ipynb #6586c938
 def _unfit(r, size, claimed):
     "Why the boxes of record `r`, made for a picture of the size `claimed`, don't fit the picture of `size`; `None` if they do."
     if claimed is None or tuple(claimed) == size: return None
@@ -67,15 +67,29 @@ def _made(found, problems, check, about, where):
     kept,problems,good = {id(r) for r in rs},list(rs.problems),[]
     found = [o for o in found if id(o[0]) in kept]
     with ThreadPoolExecutor(8) as ex: sizes = list(ex.map(lambda o: o[1] if o[1] and not check else image_size(o[0].image), found))
+    mistaken = _mistaken(found, sizes, where)
     for size,(r,claimed,claims) in zip(sizes, found):
         if p := _unfit(r, size, claimed): problems.append(p)
         else: good.append(_objects(r, size, claims, problems))
+    problems += mistaken
     if not any(r.boxes for r in good): raise DataError(
         f'{where} has {_n(good, "picture")} and no object that can be used' + (f': {problems[-1]}, for instance.' if problems else '.'))
     for k in ('masks', 'points', 'crowd'):
         if any(any(getattr(r, k)) for r in good): continue
         for r in good: setattr(r, k, None)
     return Records(good, problems, about)
+
+# %% ../../nbs/16_data.objects.ipynb #32da4103
+def _mistaken(found, sizes, where):
+    "Problems where half of the boxes of `found` reach beyond pictures of `sizes`; raises `DataError` where a third have swapped edges."
+    boxes = [(o, o['box'], s) for s,(*_,claims) in zip(sizes, found) for o in claims if not isinstance(o['box'], str)]
+    bad = [o for o,(x0,y0,x1,y1),_ in boxes if x1 < x0 or y1 < y0]
+    if len(bad) > 2 and len(bad)*3 > len(boxes): raise DataError(
+        f'{len(bad)} of {len(boxes)} boxes in {where} have swapped edges; {Problem(bad[0]["file"], bad[0]["what"], bad[0].get("row"))}, for instance. '
+        'If they are left, top, width, height and not left, top, right, bottom, then all are wrong: call the columns width and height, or compute right and bottom.')
+    out = [o for o,(*_,x1,y1),(w,h) in boxes if x1 > w+1 or y1 > h+1]
+    if len(out) < 3 or len(out)*2 < len(boxes): return []
+    return [Problem(where, f'has {len(out)} of {len(boxes)} boxes that reach beyond their picture: are right and bottom taken for width and height?')]
 
 # %% ../../nbs/16_data.objects.ipynb #f80d1036
 def _held(valid, base):

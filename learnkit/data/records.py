@@ -95,7 +95,7 @@ def _repr_markdown(rs):
 Records.__repr__,Records._repr_markdown_ = _repr,_repr_markdown
 Records._repr_pretty_ = lambda self, p, cycle: p.text(repr(self))
 
-# %% ../../nbs/15_data.records.ipynb #a30bf856
+# %% ../../nbs/15_data.records.ipynb #988da0e4
 def _hash(path): return hashlib.blake2b(Path(path).read_bytes(), digest_size=16).digest()
 
 def _groups(items, key):
@@ -105,12 +105,12 @@ def _groups(items, key):
     return [o for o in res.values() if len(o) > 1]
 
 def _twins(rs):
-    "Problems for records whose file equals an earlier one's with another label or in another part."
-    def what(r): return str(r.label), str(r.labels), str(r.value), r.split
+    "Problems for records whose file equals an earlier one's with another label or in another part, or where there are no parts yet."
     for same in _groups(rs, lambda r: os.path.getsize(r.image)):
         for a,*others in _groups(same, lambda r: _hash(r.image)):
             for b in others:
                 told = [f'there {n} is {getattr(a, n)}, here {getattr(b, n)}' for n in ('label', 'labels', 'value', 'split') if getattr(a, n) != getattr(b, n)]
+                if not b.split: told = told or ['a split at random may put them into both parts']
                 if told: yield Problem(b.image, f'is the same file as {a.image} ({"; ".join(told)})', b.row)
 
 # %% ../../nbs/15_data.records.ipynb #7473914d
