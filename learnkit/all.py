@@ -14,6 +14,7 @@ with _at_rest(), _deferred(_HEAVY):
     from fastai.vision.all import *
     from learnkit.core import *
     from learnkit.web import *
+    from learnkit.archives import *
     from learnkit.data.images import *
     from learnkit.data.doodles import *
     from learnkit.data.sources import *
@@ -26,7 +27,12 @@ with _at_rest(), _deferred(_HEAVY):
     from learnkit.data.blocks import *
     from learnkit.data.augment import *
     from learnkit.data.show import *
+    from learnkit.data.opening import *
+    from learnkit.data.aside import *
+    from learnkit.data.workers import *
     from learnkit.data.loaders import *
+    from learnkit.data.check import *
+    from learnkit.data.repair import *
     from learnkit.models.tiny import *
     from learnkit.models.facts import *
     from learnkit.models.zoo import *

@@ -6,7 +6,7 @@ from PIL import Image
 from learnkit.cli import main
 from learnkit.data.doodles import write_doodles
 
-COMMANDS = [['demo'], ['train'], ['predict'], ['data'], ['data', 'list'], ['data', 'get'], ['data', 'mirror'], ['tasks'], ['models'], ['describe']]
+COMMANDS = [['demo'], ['train'], ['predict'], ['data'], ['data', 'list'], ['data', 'get'], ['data', 'mirror'], ['data', 'check'], ['tasks'], ['models'], ['describe']]
 FIGURES = r'error_rate=[\d.]+ data=\S+ train=\d+ valid=\d+ arch=\S+ epochs=\d+ seconds=[\d.]+'
 FAST = ['--epochs', 0, '--size', 32, '--bs', 8]
 

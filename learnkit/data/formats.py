@@ -20,13 +20,13 @@ from .records import SPLITS, Record, Records, _finder, _n
 def _places(*folders): return [_finder(o) for o in dict.fromkeys(folders) if o.is_dir()]
 def _at(places, name): return next((p for f in places if (p := f(name))), None)
 
-# %% ../../nbs/17_data.formats.ipynb #8318b67d
+# %% ../../nbs/17_data.formats.ipynb #99477ebc
 def _read_json(path):
     "The dict in the COCO file at `path`; raises `NotFound` or `DataError`."
     if not path.is_file(): raise NotFound(f'There is no file {path}.')
     try: d = json.loads(path.read_text(encoding='utf-8-sig'))
     except UnicodeDecodeError as e: raise DataError(f'{path} is not UTF-8 text (byte {e.start}).') from None
-    except json.JSONDecodeError as e: raise DataError(f'{path} is not JSON: {e}.') from None
+    except (ValueError, RecursionError) as e: raise DataError(f'{path} is not JSON: {str(e)[:200]}.') from None
     keys = list(d) if isinstance(d, dict) else []
     lost = [o for o in ('images', 'annotations', 'categories') if o not in keys or not isinstance(d[o], list)]
     if lost: raise DataError(f'{path} is not a COCO file: it has no list {lost[0]!r}, only {", ".join(map(repr, keys[:6])) or f"a {type(d).__name__}"}.')
@@ -246,16 +246,18 @@ def _voc_found(pages, xmls, files, split, difficult):
         except DataError as e: problems.append(Problem(x, str(e)))
     return found,problems
 
-# %% ../../nbs/17_data.formats.ipynb #0ff0f1bb
+# %% ../../nbs/17_data.formats.ipynb #8ad16102
 def _read_yaml(path):
     "The page `path` of a YOLO data set as a dict with `names` and `train`; raises `DataError`."
     try: d = yaml.safe_load(path.read_text(encoding='utf-8-sig'))
-    except (UnicodeDecodeError, yaml.YAMLError) as e: raise DataError(f'{path} is not YAML: {str(e).splitlines()[0]}.') from None
+    except (UnicodeDecodeError, RecursionError, yaml.YAMLError) as e: raise DataError(f'{path} is not YAML: {str(e).splitlines()[0]}.') from None
     d = d if isinstance(d, dict) else {}
     if not isinstance(d.get('names'), (list, dict)) or not d.get('train'): raise DataError(
         f'{path} is no page of a YOLO data set: it needs names (the classes) and train (pictures), and has {", ".join(map(str, d)) or "neither"}.')
     names = d['names']
-    return dict(d, names=dict(enumerate(names)) if isinstance(names, list) else names)
+    names = dict(enumerate(names)) if isinstance(names, list) else names
+    if not all(isinstance(o, (str, int, float)) for o in names.values()): raise DataError(f'{path}: its names have to be texts.')
+    return dict(d, names=names)
 
 def _inside(page, base, name):
     "The file or folder `name` of the YAML file `page`, which must lie in the folder of `page`."

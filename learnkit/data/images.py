@@ -6,8 +6,8 @@
 __all__ = ['FORMATS', 'EXTENSIONS', 'OTHER_EXTENSIONS', 'to_8bit', 'open_image', 'natural_key', 'need_folder', 'image_files',
            'Problem', 'check_image', 'check_images', 'image_size', 'image_notes']
 
-# %% ../../nbs/10_data.images.ipynb #9c72b806
-import importlib, io, os, re, stat, warnings
+# %% ../../nbs/10_data.images.ipynb #b915c7ab
+import hashlib, importlib, io, os, re, stat, warnings
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -54,11 +54,11 @@ def _kind(head):
     if _is_text(head): return 'is text, not a picture'
     return f'is not a picture in one of the formats {", ".join(FORMATS)}'
 
-# %% ../../nbs/10_data.images.ipynb #689ceefa
+# %% ../../nbs/10_data.images.ipynb #f37c9024
 _cut = 'is cut off (truncated)'
 _bombs = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
-def _text(path): return os.fsencode(path).decode('utf8', 'replace')
+def _text(path): return re.sub(r'[\0-\x1f\x7f-\x9f]', '\ufffd', os.fsencode(path).decode('utf8', 'replace')) # no letters that command a terminal
 
 def _refuse(name, reason, kind=DataError):
     "An error of `kind` whose sentence is `name` and `reason`."
@@ -89,7 +89,16 @@ def _raise_limit():
     if before and n > before: Image.MAX_IMAGE_PIXELS = n
     return before and n > before
 
-# %% ../../nbs/10_data.images.ipynb #3c5e822e
+# %% ../../nbs/10_data.images.ipynb #5b8308d7
+def _check_passes(im):
+    "Raise `DataError` if the large JPEG `im`, not decoded yet, has over 100 passes: each takes time, even if it says that nothing changes."
+    if 'progressive' not in im.info or im.width*im.height < 1e6 or not getattr(im, 'fp', None): return
+    at = im.fp.tell()
+    n = im.fp.read().count(b'\xff\xda')
+    im.fp.seek(at)
+    if n > 100: raise _refuse('The picture', f'is damaged, or made to take long: it has {n:,} passes, and ten are usual')
+
+# %% ../../nbs/10_data.images.ipynb #b7176fb2
 def _range(lo, hi, fractions):
     "The values that stand for black and white in a picture whose numbers run from `lo` to `hi`."
     slack = 0.01 if fractions else 0
@@ -97,16 +106,26 @@ def _range(lo, hi, fractions):
     whites = (1, 255, 4095, 65535) if fractions else (255, 4095, 65535)
     return 0, next((o for o in whites if hi <= o*(1+slack)), hi)
 
+_part = 1 << 22
+
+def _ends(a):
+    "The least and the largest finite number of the flat array `a`; raises `DataError` if there is none."
+    found = [o for i in range(0, a.size, _part) if (o := a[i:i+_part][np.isfinite(a[i:i+_part])]).size]
+    if not found: raise DataError('An array without a single finite number is not a picture.')
+    return min(float(o.min()) for o in found), max(float(o.max()) for o in found)
+
+# %% ../../nbs/10_data.images.ipynb #64d635cd
 def to_8bit(
     a): # array of any shape, of booleans, whole numbers or floats
     "`a` as unsigned 8-bit numbers, 0 black and 255 white; raises `DataError` if no number in it is finite."
     if a.dtype == np.uint8: return a
     if a.dtype == bool: return a.astype(np.uint8)*255
-    fractions,ok = a.dtype.kind == 'f',np.isfinite(a)
-    if not ok.any(): raise DataError('An array without a single finite number is not a picture.')
-    a = a.astype(np.float64 if a.dtype.itemsize > 4 else np.float32)
-    lo,hi = _range(float(a[ok].min()), float(a[ok].max()), fractions)
-    return ((np.where(ok, a, lo)-lo)*(255/((hi-lo) or 1))).round().clip(0, 255).astype(np.uint8)
+    flat,res,kind = a.reshape(-1),np.empty(a.size, np.uint8),np.float64 if a.dtype.itemsize > 4 else np.float32
+    lo,hi = _range(*_ends(flat), a.dtype.kind == 'f')
+    for i in range(0, a.size, _part):
+        o = flat[i:i+_part].astype(kind)
+        res[i:i+_part] = ((np.where(np.isfinite(o), o, lo)-lo)*(255/((hi-lo) or 1))).round().clip(0, 255)
+    return res.reshape(a.shape)
 
 # %% ../../nbs/10_data.images.ipynb #3a636ca9
 _turns = dict(zip(range(2, 9), [Image.Transpose[o] for o in (
@@ -117,10 +136,10 @@ def _orientation(im):
     try: return im.getexif().get(0x0112, 1)
     except Exception: return 1
 
-# %% ../../nbs/10_data.images.ipynb #6d29bea8
+# %% ../../nbs/10_data.images.ipynb #5d004600
 def _on_white(im):
     "The partly transparent picture `im` laid on white, as RGB."
-    im = im.convert('RGBA')
+    if im.mode != 'RGBA': im = im.convert('RGBA')
     return Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im).convert('RGB')
 
 def _from_cmyk(im):
@@ -135,10 +154,12 @@ def _reduce(im, at_least):
     w,h = at_least[::-1] if _orientation(im) > 4 else at_least
     if min(im.width/w, im.height/h) > 4: im.draft(im.mode, (2*w, 2*h))
 
-# %% ../../nbs/10_data.images.ipynb #14625e41
+# %% ../../nbs/10_data.images.ipynb #ab9b6bb6
 def _finish(im, mode='RGB', at_least=None):
     "The Pillow picture `im` decoded, upright, 8 bit, in `mode`; `im` itself stays as it is."
+    given = im
     _check_size(im)
+    _check_passes(im)
     if at_least and im.format in ('JPEG', 'MPO'): _reduce(im, at_least)
     im.load()
     turn = _turns.get(_orientation(im))
@@ -147,7 +168,7 @@ def _finish(im, mode='RGB', at_least=None):
     if im.mode == 'CMYK': im = _from_cmyk(im)
     if im.has_transparency_data and mode != 'RGBA': im = _on_white(im)
     elif im.mode not in ('RGB', 'L', 'RGBA'): im = im.convert('RGBA' if im.has_transparency_data else 'RGB')
-    res = im.convert(mode)
+    res = im if im.mode == mode and im is not given else im.convert(mode)
     res.info = {}
     return res
 
@@ -164,15 +185,21 @@ def _open_file(path):
     except (OSError, ValueError) as e: raise _refuse(path, f'can not be opened ({getattr(e, "strerror", None) or e})') from None
     raise _refuse(path, 'is a folder, not a picture; image_files lists its pictures' if stat.S_ISDIR(mode) else 'is not a plain file')
 
-# %% ../../nbs/10_data.images.ipynb #ae589d42
+# %% ../../nbs/10_data.images.ipynb #c05e0348
+def _digest(f):
+    "A hash of the pixels of the JPEG in the binary file `f`."
+    res = hashlib.blake2b()
+    with Image.open(f, formats=['JPEG']) as im:
+        for y in range(0, im.height, 256): res.update(im.crop((0, y, im.width, min(y+256, im.height))).tobytes())
+    return res.digest()
+
 def _mended(f):
     "The JPEG in the binary file `f` with its end marker, if that is all that it lacks, else `None`."
     f.seek(0)
     data = f.read().removesuffix(b'\xff')
     both = [io.BytesIO(data+o+b'\xff\xd9') for o in (b'', b'\x55\xaa\x33'*4)]
-    try: a,b = [Image.open(o, formats=['JPEG']).convert('RGB').tobytes() for o in both]
+    try: return both[0] if _digest(both[0]) == _digest(both[1]) else None
     except Exception: return None
-    return both[0] if a == b else None
 
 # %% ../../nbs/10_data.images.ipynb #6d8e117a
 def _decode(f, name, use):

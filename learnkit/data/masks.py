@@ -39,8 +39,9 @@ def _load(path, colours=False, check=False):
         return np.asarray(flat)//spread if spread > 1 else np.asarray(flat), flat.mode, _lossy(im, path) if check else None
     with _open_file(path) as f: return _decode(f, path, use)
 
-# %% ../../nbs/19_data.masks.ipynb #378ee46f
-def _unpacked(v): return v >> 16, v >> 8 & 255, v & 255
+# %% ../../nbs/19_data.masks.ipynb #8f334f56
+def _pieces(a): return np.array_split(a, a.size//5_000_000+1) # bands of rows: a large mask at once would be copied into gigabytes
+def _taken(table, a): return np.concatenate([np.take(table, o, mode='clip') for o in _pieces(a)])
 
 def _flat(a, mode, colours):
     "The numbers (H, W) of the array `a` of a mask, and are they colours? Raises `DataError` with the end of a sentence."
@@ -54,9 +55,9 @@ def _flat(a, mode, colours):
     if a.dtype.itemsize > 1 and a.max(initial=0) > 255: raise DataError(f'has numbers up to {a.max()}, and mask_map has colours')
     r,g,b = (a[..., i] for i in range(3))
     if not colours and (r == g).all() and (g == b).all(): return r, False
-    return (r.astype(np.uint32) << 16) + (g.astype(np.uint32) << 8) + b, True
+    return np.concatenate([(o[..., 0].astype(np.uint32) << 16) + (o[..., 1].astype(np.uint32) << 8) + o[..., 2] for o in _pieces(a)]), True
 
-# %% ../../nbs/19_data.masks.ipynb #5bdecb90
+# %% ../../nbs/19_data.masks.ipynb #fdcbab66
 @lru_cache(maxsize=4)
 def _table(items):
     "Are there colours among the keys of the pairs `items`? And the table of all numbers up to the largest key, then one entry for what is beyond."
@@ -68,7 +69,7 @@ def _table(items):
 
 def _renumbered(f, to, a):
     "What the function `f` makes of the array `a`, with its numbers changed as the dict `to` says."
-    return np.take(_table(tuple(to.items()))[1], _answer(f, a), mode='clip')
+    return _taken(_table(tuple(to.items()))[1], _answer(f, a))
 
 def _answer(f, a):
     "The class numbers (H, W) that the function `f` finds in the array `a`; raises `DataError` with the end of a sentence."
@@ -78,7 +79,7 @@ def _answer(f, a):
     if res.size and not 0 <= int(res.min()) <= int(res.max()) <= 255: raise DataError(f'is turned by mask_map into numbers from {res.min()} to {res.max()}')
     return res.astype(np.uint8)
 
-# %% ../../nbs/19_data.masks.ipynb #00e90a9d
+# %% ../../nbs/19_data.masks.ipynb #f397e916
 def class_numbers(
     r, # a `Record` with `mask`, or with `masks` and `labels`
     vocab=None # names of the classes in the order of their numbers; needed where the mask is drawn from objects
@@ -97,7 +98,7 @@ def _mapped(r):
     colours,table = _table(tuple(r.mask_map.items())) if r.mask_map else (False, None)
     a,coloured = _flat(*_load(r.mask, colours)[:2], colours)
     if coloured and not colours: raise DataError('is a picture in colours, and there is no mask_map={colour: number of the class}')
-    if table is not None: return np.take(table, a, mode='clip')
+    if table is not None: return _taken(table, a)
     if a.dtype != np.uint8 and a.max(initial=0) > IGNORE: raise DataError(f'has numbers up to {a.max()}, and there are 255 classes at the most')
     return a.astype(np.uint8)
 
@@ -182,7 +183,7 @@ def _meaning(where, codes, mask_map, ignore):
     free = {IGNORE} - {*codes, *(mask_map if isinstance(mask_map, dict) else ())} if ignore is None else set()
     return _Plan(where, codes, vocab, to, full, mask_map is not None, free)
 
-# %% ../../nbs/19_data.masks.ipynb #2715b1e3
+# %% ../../nbs/19_data.masks.ipynb #7632f27c
 def _look(r, mask_map):
     "The different numbers in the mask of the record `r`, and are they colours without a meaning? Raises `DataError` with the end of a sentence."
     colours = not callable(mask_map) and _table(tuple(mask_map.items()))[0]
@@ -192,10 +193,10 @@ def _look(r, mask_map):
         ('; was the mask made without heed of the EXIF tag that turns the picture upright?' if r.size == (h, w) else '; both are left out'))
     if callable(mask_map): return np.unique(_answer(mask_map, a)).tolist(), False, mode
     values,coloured = _flat(a, mode, colours)
-    values = np.flatnonzero(np.bincount(values.ravel())) if values.dtype.itemsize < 4 else np.unique(values)
+    values = np.unique(np.concatenate([np.flatnonzero(np.bincount(o.ravel())) if o.dtype.itemsize < 4 else np.unique(o) for o in _pieces(values)]))
     if lossy: raise DataError(f'is a lossy mask: {lossy} smears the edges, so it has {_n(values, "different value")}; '
         f'export the masks as PNG, or for two classes say mask_map=lambda a: a{"[..., 0]" if a.ndim == 3 else ""} > 127')
-    return [_unpacked(o) for o in values.tolist()] if colours or coloured else values.tolist(), coloured and not colours, mode
+    return [(o >> 16, o >> 8 & 255, o & 255) for o in values.tolist()] if colours or coloured else values.tolist(), coloured and not colours, mode
 
 def _looks(rs, mask_map):
     "Yield each of `rs` with what `_look` finds, or with a `Problem`."
@@ -353,7 +354,7 @@ def _from_table(path, images, masks, problems):
     if not res: raise DataError(_useless(path, path.parent, [d for r in rows for d in r], problems))
     return list(res.values())
 
-# %% ../../nbs/19_data.masks.ipynb #f567563a
+# %% ../../nbs/19_data.masks.ipynb #77a76cb8
 def _semantic(found, plan, source, problems, check):
     "`Records` of the semantic masks `found`; `source`: where the codes come from."
     rs = _sift(found, problems, check)
@@ -368,7 +369,6 @@ def _semantic(found, plan, source, problems, check):
     if unseen and check: problems.append(Problem(source, f'has {_n(unseen, "class", "classes")} that no mask shows: {_some(unseen)}'))
     return Records(good, problems, dict(classes=plan.vocab))
 
-# %% ../../nbs/19_data.masks.ipynb #a58cc7df
 @checked
 def read_masks(
     path, # folder of the data set, or a table (.csv)

@@ -5,13 +5,15 @@
 # %% auto #0
 __all__ = ['fit_box', 'encode_runs', 'decode_runs', 'shape_mask', 'mask_numbers', 'read_csv']
 
-# %% ../../nbs/16_data.objects.ipynb #5cce99da
+# %% ../../nbs/16_data.objects.ipynb #5bdb6b41
 import math, re, numpy as np
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from numbers import Integral
 from pathlib import Path
 from PIL import Image, ImageDraw
 from ..core import DataError, NotFound, checked, choose
+from ..settings import settings
 from .images import Problem, image_size, natural_key
 from .records import Record, Records, _base, _columns, _finder, _left_out, _n, _number, _read_table, _sift, _unnamed, _usable, _useless
 from .records import read_csv as read_labels
@@ -136,12 +138,15 @@ def _lengths(text):
         x = k = 0
     return res
 
-# %% ../../nbs/16_data.objects.ipynb #4f2fdddc
+# %% ../../nbs/16_data.objects.ipynb #a53600a8
 def decode_runs(
     runs) -> np.ndarray: # (H, W) of booleans
     "The mask of COCO's runs {'size': [H, W], 'counts': list or text}; raises `DataError` if they don't fill it."
-    (h,w),counts = runs['size'],runs['counts']
+    size,counts = runs['size'],runs['counts']
     if isinstance(counts, (str, bytes)): counts = _lengths(counts if isinstance(counts, str) else counts.decode())
+    if len(size) != 2 or not all(isinstance(o, Integral) for o in (*size, *counts)): raise DataError('These runs hold something else than whole numbers.')
+    h,w = size
+    if h*w > settings.max_megapixels*1e6: raise DataError(f'These runs are for {w} by {h} pixels, more than the {settings.max_megapixels:g} million allowed.')
     if sum(counts) != h*w or min(counts, default=0) < 0: raise DataError(f'These runs hold {sum(counts)} pixels, and the mask {h*w} ({w} by {h}).')
     return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape((h, w), order='F')
 

@@ -83,14 +83,14 @@ def _repr(rs):
     counts = _first((f'{k} {v}' for k,v in rs.counts.items()), 12, 'classes')
     return '\n'.join([_headline(rs), *([', '.join(counts)] if counts else []), *_first(rs.problems, 5, 'problems')])
 
-# %% ../../nbs/15_data.records.ipynb #2eb9bc4c
+# %% ../../nbs/15_data.records.ipynb #f0701526
 def _repr_markdown(rs):
     splits = [o for o in ('train', 'valid') if any(r.split == o for r in rs)]
     cols = [rs.counts, *(getattr(rs, o).counts for o in splits)]
     rows = [' | '.join([k.replace('|', '\\|'), *(str(o.get(k, 0)) for o in cols)]) for k in rs.counts]
     head = [' | '.join(['class', 'pictures', *splits]), ' | '.join(['---']*(len(cols)+1))]
     table = [f'| {o} |' for o in [*head, *rows[:20]]] if rows else []
-    return '\n'.join([_headline(rs), '', *table, '', *_first(rows[20:], 0, 'classes'), '', *(f'- {o}' for o in _first(rs.problems, 10, 'problems'))])
+    return '\n'.join([_headline(rs), '', *table, '', *_first(rows[20:], 0, 'classes'), '', *(f'- {o}' for o in _first(rs.problems, 10, 'problems'))]).replace('<', '&lt;') # a class may be called as a tag of HTML
 
 Records.__repr__,Records._repr_markdown_ = _repr,_repr_markdown
 Records._repr_pretty_ = lambda self, p, cycle: p.text(repr(self))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Source', 'add_source', 'write_classes', 'get_data', 'Table', 'datasets', 'mirror_data']
 
-# %% ../../nbs/13_data.sources.ipynb #5a45bc6a
+# %% ../../nbs/13_data.sources.ipynb #2de76231
 import importlib, json, os, re, shutil, tarfile
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +16,8 @@ from urllib.error import URLError
 from urllib.parse import quote, unquote, urlsplit
 from ..core import DataError, LearnkitError, NotFound, OfflineError, atomic_path, choose
 from ..settings import settings
-from ..web import alone, extract, fetch, file_hash, is_near, new_folder, open_url
+from ..archives import extract
+from ..web import alone, fetch, file_hash, is_near, new_folder, open_url
 
 # %% ../../nbs/13_data.sources.ipynb #a960638e
 @dataclass(frozen=True)

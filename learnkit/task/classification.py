@@ -9,7 +9,7 @@ __all__ = ['classification', 'multilabel', 'regression', 'cnn_learner', 'classif
            'balanced_weights', 'classification_learner', 'multilabel_learner', 'regression_learner', 'task_of',
            'vision_learner']
 
-# %% ../../nbs/60_task.classification.ipynb #326501e1
+# %% ../../nbs/60_task.classification.ipynb #67635687
 import numpy as np, torch
 from ..core import DataError, Task, checked, register
 from fastcore.all import *
@@ -24,14 +24,14 @@ from fastai.layers import apply_init
 from torch import nn
 from ..data.blocks import CategoryBlock, ImageBlock, MultiCategoryBlock, RegressionBlock
 from ..data.images import natural_key
-from ..data.loaders import record_block, record_dls
+from ..data.loaders import item_of, record_block, record_dls
 from ..data.records import read_folder
 from ..data.show import show_number, show_words
 from ..models.zoo import body
 from ..train.learner import task_learner, three_groups
 import learnkit.train.predict # gives learners their verb predict  # chkstyle: ignore
 
-# %% ../../nbs/60_task.classification.ipynb #3fcba218
+# %% ../../nbs/60_task.classification.ipynb #0c5962d7
 @delegates(create_head, but=['nf', 'n_out'])
 def classification_model(
     arch, # name or function of an architecture; None: the built-in body
@@ -56,7 +56,7 @@ def n_answers(dls):
 
 def _channels(dls):
     "1 for grey pictures, else 3."
-    return 1 if getattr(dls.train_ds[0][0], 'mode', 'RGB') == 'L' else 3
+    return 1 if getattr(item_of(dls.train)[0], 'mode', 'RGB') == 'L' else 3
 
 # %% ../../nbs/60_task.classification.ipynb #ca46a5d2
 @delegates(classification_model, but=['arch', 'dls', 'pretrained'])

@@ -7,7 +7,7 @@ __all__ = ['detection', 'instance', 'pose', 'box_blocks', 'shape_blocks', 'joint
            'object_names', 'detection_dls', 'instance_dls', 'pose_dls', 'detection_block', 'instance_block',
            'detection_learner', 'instance_learner', 'pose_learner']
 
-# %% ../../nbs/63_task.detection.ipynb #9fe78f84
+# %% ../../nbs/63_task.detection.ipynb #4c131bf5
 from fastcore.all import *
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from ..data.augment import augment_tfms
 from ..data.blocks import BoxBlock, BoxLabelBlock, ImageBlock, InstanceBlock, PointsBlock, Points
 from ..data.formats import read_objects
 from ..data.images import natural_key
-from ..data.loaders import record_block, record_dls
+from ..data.loaders import item_of, record_block, record_dls
 from ..data.points import mirror_pairs
 from ..models.detect import detector
 from ..train.learner import task_learner, three_groups
@@ -30,7 +30,7 @@ def box_blocks(vocab=None, picture=PILImage): return ImageBlock(picture), BoxBlo
 def shape_blocks(vocab=None, picture=PILImage): return *box_blocks(vocab, picture), InstanceBlock()
 def joint_blocks(vocab=None, picture=PILImage): return *box_blocks(vocab, picture), PointsBlock(each=True)
 
-# %% ../../nbs/63_task.detection.ipynb #38b6283d
+# %% ../../nbs/63_task.detection.ipynb #4ac801d9
 def detection_model(
     arch, # body of the network, see `learnkit.models.zoo.body`; None: the built-in body
     dls, # `DataLoaders`, for the names of the classes
@@ -38,7 +38,7 @@ def detection_model(
     kind:str='yolo', # of detector, see `learnkit.models.detect.detector`
     **kwargs): # for that kind
     "A network that finds objects and computes its own losses."
-    last = dls.train_ds[0][-1] # shapes as a picture, or points (N, P, 2), or nothing but names
+    last = item_of(dls.train)[-1] # shapes as a picture, or points (N, P, 2), or nothing but names
     there = 'masks' if isinstance(last, PILMask) else 'points' if isinstance(last, Points) else None
     more = dict(n_points=last.shape[1]) if there == 'points' and kind.startswith('keypoint') else {}
     net = detector(kind, len(dls.vocab), None if arch == kind else arch, pretrained, **more, **kwargs)

@@ -28,7 +28,7 @@ from .fast import fast_fine_tune
 from .resume import checkpointed
 from .speed import Adam, MixedPrecision, precision_cb
 
-# %% ../../nbs/50_train.learner.ipynb #1c72465b
+# %% ../../nbs/50_train.learner.ipynb #5b689209
 class TaskLearner(Learner):
     "A fastai `Learner` that knows its `task`."
     precision = 'fp32' # how it computes, see `to_precision`
@@ -36,7 +36,7 @@ class TaskLearner(Learner):
     first_epoch,stages = 0,None # of a training that goes on, see `learnkit.train.resume`
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.history,self.problems,self._told = [],L(),False
+        self.history,self._told = [],False
 
     @contextmanager
     def _quiet(self):
@@ -66,6 +66,11 @@ class TaskLearner(Learner):
         "Say once how pictures come to this learner."
         if isinstance(self.dls.train, ThreadDL) and not self._told: say(f'loader: {self.dls.train.plan()}')
         self._told = True
+
+    @property
+    def problems(self):
+        "What was set aside, as a list of `Problem`: when the data were read, and while training ran."
+        return L(getattr(self.dls, 'problems', [])) + L(getattr(getattr(self.dls, 'aside', None), 'problems', []))
 
     @property
     def results(self):
@@ -129,7 +134,7 @@ def _copied(dls):
     res.loaders = [dl.new(after_batch=Pipeline(L(dl.after_batch.fs), split_idx=dl.after_batch.split_idx)) for dl in dls.loaders]
     return res
 
-# %% ../../nbs/50_train.learner.ipynb #2a4445c0
+# %% ../../nbs/50_train.learner.ipynb #8a9b553f
 def task_learner(
     task, # a `Task` record
     dls, # fastai `DataLoaders`
@@ -163,7 +168,7 @@ def task_learner(
     metrics = metrics or [o() if isinstance(o, type) else o for o in task.metrics]
     learn = getattr(model, 'learner', TaskLearner)(dls, model, loss_func=loss_func or task.loss(dls), metrics=metrics,
         splitter=splitter or task.splitter, cbs=[o() for o in task.cbs] + [*L(cbs)], **kw)
-    learn.task,learn.problems,learn.model_kw = task,L(getattr(dls, 'problems', [])),model_kw or {}
+    learn.task,learn.model_kw = task,model_kw or {}
     learn.arch,learn.pretrained = getattr(known, 'arch', getattr(arch, '__name__', str(arch))),getattr(known, 'pretrained', False)
     learn.rates = getattr(known, 'rates', learn.rates) if body is None else getattr(model, 'rates', (body.lr, body.lr_mult))
     learn.to_precision(precision).add_cbs(_layout(dls))

@@ -6,7 +6,7 @@
 __all__ = ['VERBS', 'TaskInterpretation', 'in_short', 'verb_for', 'need_fact', 'class_report', 'label_report', 'value_report',
            'class_confusion', 'show_heat']
 
-# %% ../../nbs/70_use.interpret.ipynb #a452fa74
+# %% ../../nbs/70_use.interpret.ipynb #9c5ff905
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from collections import Counter
 from contextlib import nullcontext
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from fastai.callback.core import Callback
 from fastai.torch_core import apply, find_bs, to_concat
 from ..core import DataError, choose
+from ..data.loaders import item_of
 from ..data.masks import IGNORE
 from ..data.show import grid_axes, show_grid, show_picture, to_array
 from ..train.learner import TaskLearner, body_of
@@ -141,11 +142,11 @@ def _shares(y, names=None, k=3):
     said = [f'{names[i] if names and i < len(names) else i} {n[i]/n.sum():.2f}' for i in there[:k]]
     return ', '.join(said + ['…']*(len(there) > k)) or 'nothing'
 
-# %% ../../nbs/70_use.interpret.ipynb #eab2d2d1
+# %% ../../nbs/70_use.interpret.ipynb #5ba4c249
 @patch
 def _picture(self:TaskInterpretation, i):
     "Picture `i` as it was opened."
-    return self.dl.dataset[i][0]
+    return item_of(self.dl, i)[0]
 
 @patch
 def _seen(self:TaskInterpretation, i):
