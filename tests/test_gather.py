@@ -193,12 +193,14 @@ def shop(web):
     return web
 
 
+@pytest.mark.fault('F11', 'pictures at addresses with a query')
 def test_query_strings_are_kept(shop, tmp_path, capsys):
     got = download_images(tmp_path/'x', urls=[f'{shop.url}/img?c=red', f'{shop.url}/img?c=blue'])
     assert [Image.open(o).getpixel((5, 5))[0] > 200 for o in got] == [True, False]
     assert capsys.readouterr().out == '2 saved, 0 failed\n' and got.problems == []
 
 
+@pytest.mark.fault('F11', 'pictures that cannot be fetched')
 def test_every_failure_is_named(shop, tmp_path, capsys):
     names = 'img?c=red gone.jpg cut.jpg end.jpg page.jpg empty.jpg huge.jpg shut.jpg late.jpg'.split()
     bad = ['data:image/png;base64,xx', 'not an address', 'http://[bad/x.jpg']

@@ -291,11 +291,11 @@ def test_threads_do_not_matter(tmp_path, tfm, broken):
 
 @pytest.mark.fault('F1', 'the list is in learn.problems, beside what the reader refused')
 def test_learn_problems_has_both(tmp_path):
-    path = write_doodles(tmp_path/'d', n=40, size=32)
+    path = lk.write_doodles(tmp_path/'d', n=40, size=32)
     early,late = sorted((path/'train'/'cats').iterdir())[:2]
     early.write_bytes(b'')
-    dls = classification_dls(path, size=32, bs=8)
-    learn = classification_learner(dls, pretrained=False)
+    dls = lk.classification_dls(path, size=32, bs=8)
+    learn = lk.classification_learner(dls, pretrained=False)
     late.unlink()
     assert [o.path for o in learn.problems] == [early]
     learn.fit(1)

@@ -4,10 +4,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 import pytest
 from conftest import serving
+from learnkit.archives import extract
 from learnkit.core import DataError, NotFound, OfflineError
 from learnkit.data.sources import add_source, datasets, get_data, mirror_data, write_classes
 from learnkit.settings import settings
-from learnkit.web import Unfinished, extract, fetch, file_hash, open_url, retry
+from learnkit.web import Unfinished, fetch, file_hash, open_url, retry
 
 BODY = random.Random(42).randbytes(1_000_000)
 SHA = hashlib.sha256(BODY).hexdigest()
@@ -86,9 +87,15 @@ def tar(path, members, mode='w'):
 def pictures(n=5): return [(f'cats/{i}.jpg', random.Random(i).randbytes(2000)) for i in range(n)]
 
 
+def shares(what):
+    "Parameters for a download that is cut at a share of its bytes, each counted as a fault."
+    marks = {o: pytest.mark.fault('F11', f'download {what} at {o} %') for o in (10, 50, 99)}
+    return pytest.mark.parametrize('share', [pytest.param(k, marks=v) for k, v in marks.items()])
+
+
 # Fetch: the connection breaks
 
-@pytest.mark.parametrize('share', [10, 50, 99])
+@shares('cut once')
 def test_cut_once_goes_on_where_it_stopped(server, home, share):
     n = len(BODY)*share//100
     url = server.add('/a.bin', lambda h, before: h.ranged(BODY, upto=None if before else n, length=None if before else len(BODY)))
@@ -98,7 +105,7 @@ def test_cut_once_goes_on_where_it_stopped(server, home, share):
     assert files(home) == ['a.bin']
 
 
-@pytest.mark.parametrize('share', [10, 50, 99])
+@shares('cut again and again')
 def test_cut_for_good_leaves_nothing_under_the_final_name(server, home, share):
     n = len(BODY)*share//100
     url = server.add('/a.bin', lambda h, before: h.give(BODY, upto=n, ETag='"v1"'))
@@ -106,6 +113,7 @@ def test_cut_for_good_leaves_nothing_under_the_final_name(server, home, share):
     assert files(home) == ['a.bin.part', 'a.bin.part.json']
 
 
+@pytest.mark.fault('F11', 'download given up, and called again')
 def test_a_later_call_goes_on(server, home):
     url = server.add('/a.bin', lambda h, before: h.send_error(500) if before == 1 else h.ranged(BODY, upto=None if before else 400_000))
     with pytest.raises(OfflineError, match='call again'): fetch(url, home/'a.bin', tries=1, pause=0)
@@ -124,6 +132,7 @@ def test_range_ignored(server, home):
     assert fetch(url, home/'a.bin', pause=0).read_bytes() == BODY
 
 
+@pytest.mark.fault('F11', 'file changed between two parts of a download')
 def test_file_changed_between_the_parts(server, home):
     new = BODY[::-1]
     url = server.add('/a.bin', lambda h, before: h.ranged(new, tag='"v2"') if before else h.ranged(BODY, upto=500_000))
@@ -138,6 +147,7 @@ def test_file_changed_and_server_ignores_if_range(server, home):
     assert fetch(server.add('/a.bin', route), home/'a.bin', pause=0).read_bytes() == BODY[::-1]
 
 
+@pytest.mark.fault('F11', 'server sends another part than asked for')
 def test_another_part_than_asked_for(server, home):
     def route(h, before):
         if before == 0: return h.ranged(BODY, upto=500_000)
@@ -152,6 +162,7 @@ def test_file_became_shorter(server, home):
     assert len(fetch(url, home/'a.bin', sha256=sha, pause=0).read_bytes()) == 1000
 
 
+@pytest.mark.fault('F11', 'a part with wrong bytes lies there')
 def test_stale_part_with_wrong_bytes_is_thrown_away(server, home):
     url = server.add('/a.bin', lambda h, before: h.ranged(BODY))
     (home/'a.bin.part').write_bytes(bytes(1000))
@@ -171,41 +182,48 @@ def test_no_length_at_all(server, home):
 
 # Fetch: the server lies
 
+@pytest.mark.fault('F11', 'download with a wrong hash')
 def test_wrong_hash_keeps_nothing(server, home):
     url = server.add('/a.bin', lambda h, before: h.give(BODY))
     with pytest.raises(DataError, match='its sha256 is'): fetch(url, home/'a.bin', sha256='0'*64)
     assert files(home) == []
 
 
+@pytest.mark.fault('F11', 'wrong hash over an old file')
 def test_wrong_hash_does_not_destroy_the_old_file(server, home):
     (home/'a.bin').write_bytes(b'old')
     with pytest.raises(DataError): fetch(server.add('/a.bin', lambda h, before: h.give(BODY)), home/'a.bin', sha256='0'*64, force=True)
     assert (home/'a.bin').read_bytes() == b'old'
 
 
+@pytest.mark.fault('F11', 'download shorter than announced')
 def test_length_too_long(server, home):
     url = server.add('/a.bin', lambda h, before: h.give(BODY, length=len(BODY)+5))
     with pytest.raises(OfflineError, match='broke off'): fetch(url, home/'a.bin', tries=2, pause=0)
     assert not (home/'a.bin').exists()
 
 
+@pytest.mark.fault('F11', 'download longer than announced')
 def test_length_too_short(server, home):
     url = server.add('/a.bin', lambda h, before: h.give(BODY, length=len(BODY)-5))
     with pytest.raises(DataError): fetch(url, home/'a.bin', sha256=SHA)
     assert files(home) == []
 
 
+@pytest.mark.fault('F11', 'web page in place of a file')
 def test_web_page_instead(server, home):
     url = server.add('/a.tar', lambda h, before: h.give(b'\n<!DOCTYPE html><html>Please log in</html>', Content_Type='text/html'))
     with pytest.raises(DataError, match='web page'): fetch(url, home/'a.tar')
     assert files(home) == []
 
 
+@pytest.mark.fault('F11', '404')
 def test_not_there(server, home):
     with pytest.raises(NotFound, match='404'): fetch(f'{server.url}/nothing', home/'a.bin')
     assert len(server.asked) == 1 and files(home) == []
 
 
+@pytest.mark.fault('F11', '500, then the file')
 def test_500_then_ok(server, home):
     url = server.add('/a.bin', lambda h, before: h.give(BODY) if before else h.send_error(500))
     assert fetch(url, home/'a.bin', pause=0).read_bytes() == BODY
@@ -231,18 +249,20 @@ def test_redirect_and_loop(server, home):
     assert files(home) == ['a.bin']
 
 
-@pytest.mark.parametrize('place', ['file:///etc/passwd', 'ftp://127.0.0.1/x'])
+@pytest.mark.parametrize('place', [pytest.param(o, marks=pytest.mark.hostile('S14', f'redirect to {o}')) for o in ('file:///etc/passwd', 'ftp://127.0.0.1/x')])
 def test_redirect_to_something_else_than_the_web(server, home, place):
     url = server.add('/out', lambda h, before: h.give(b'', 302, Location=place))
     with pytest.raises((OfflineError, NotFound)): fetch(url, home/'a.bin')
     assert files(home) == []
 
 
+@pytest.mark.hostile('S14', 'redirect to the internet while offline is set')
 def test_redirect_to_the_internet_is_refused_offline(server, home):
     url = server.add('/out', lambda h, before: h.give(b'', 302, Location='https://example.org/a.bin'))
     with settings.using(offline=True), pytest.raises(OfflineError, match='offline is set'): fetch(url, home/'a.bin')
 
 
+@pytest.mark.fault('F11', 'server out of reach')
 def test_unreachable(server, home):
     server.server_close()
     with pytest.raises(OfflineError, match='could not be reached') as e: fetch(f'{server.url}/a.bin', home/'a.bin', tries=2, pause=0)
@@ -250,6 +270,7 @@ def test_unreachable(server, home):
     server.server_close = lambda: None
 
 
+@pytest.mark.hostile('S14', 'plain http without a hash')
 def test_plain_http_from_the_internet_needs_a_hash(home):
     with pytest.raises(DataError, match='not encrypted'): fetch('http://example.org/a.tar', home/'a.tar')
 
@@ -259,6 +280,7 @@ def test_not_an_address(url):
     with pytest.raises(NotFound, match='not a web address'): open_url(url)
 
 
+@pytest.mark.fault('F11', 'eight downloads of one file at once')
 def test_eight_at_once_fetch_once(server, home):
     url = server.add('/a.bin', lambda h, before: h.ranged(BODY))
     ts = [threading.Thread(target=fetch, args=(url, home/'a.bin')) for _ in range(8)]
@@ -347,7 +369,13 @@ HOSTILE = dict(
     no_files=lambda p: tar(p, [(info('cats', tarfile.DIRTYPE), b'')]))
 
 
-@pytest.mark.parametrize('kind', HOSTILE)
+def counted(kind):
+    "The mark of a kind of archive: those that are only damaged are faults."
+    damaged = kind in ('cut_inside', 'cut_gz', 'cut_between', 'zip_cut', 'empty', 'text', 'page', 'no_files')
+    return pytest.mark.fault('F12', f'archive: {kind}') if damaged else pytest.mark.hostile('S9', f'archive: {kind}')
+
+
+@pytest.mark.parametrize('kind', [pytest.param(o, marks=counted(o)) for o in HOSTILE])
 def test_hostile_archive_writes_nothing(tmp_path, kind):
     box = tmp_path/'box'
     box.mkdir()
@@ -432,12 +460,14 @@ def test_mirror_with_a_wrong_sum(server, shelf, kind):
     assert not (settings.cache_path/'data'/'cats').exists()
 
 
+@pytest.mark.fault('F11', 'mirror gives web pages')
 def test_mirror_that_gives_pages(server):
     for kind in ('tar', 'zip'): server.add(f'/cats.{kind}', lambda h, before: h.give(b'<html>log in</html>'))
     with pytest.raises(DataError, match='web page'): get_data('cats', mirror=server.url)
     assert files(settings.cache_path) == []
 
 
+@pytest.mark.fault('F11', 'mirror gives noise')
 def test_mirror_that_gives_rubbish(server):
     server.add('/cats.tar', lambda h, before: h.give(BODY))
     with pytest.raises(DataError, match='no archive'): get_data('cats', mirror=server.url)
@@ -481,6 +511,7 @@ def test_registered_address(server, shelf):
     with pytest.raises(DataError, match='no name'): add_source('../bad', make=print)
 
 
+@pytest.mark.fault('F12', 'Ctrl-C while a data set is made')
 def test_made_data_is_whole_or_absent():
     def half(folder):
         folder.mkdir()
@@ -507,23 +538,29 @@ def test_drawn_sets_are_built_in(monkeypatch):
 
 
 KILL = """
-import os, sys
+import os, signal, sys
 from learnkit.data.sources import get_data
-n = 0
-def hook(event, args):
+event, end, n = sys.argv[1], sys.argv[2], int(sys.argv[3])
+def hook(e, args):
     global n
-    if event == 'open' and str(args[0]).endswith('.jpg'): n += 1
-    if n == 7: os._exit(9)
+    if e != event or not str(args[0]).endswith(end): return
+    n -= 1
+    if n == 0: os.kill(os.getpid(), signal.SIGKILL)
 sys.addaudithook(hook)
 get_data('cats')
 """
 
+POINTS = {'before the first file': ('open', '.jpg', 1), 'after six files': ('open', '.jpg', 7), 'before the last file': ('open', '.jpg', 20),
+    'before the first rename': ('os.rename', '', 1), 'before the second rename': ('os.rename', '', 2)}
 
-def test_killed_while_unpacking(shelf):
+
+@pytest.mark.skipif(os.name == 'nt', reason='Windows has no SIGKILL')
+@pytest.mark.parametrize('point', [pytest.param(o, marks=pytest.mark.fault('F12', f'kill -9 while unpacking, {o}')) for o in POINTS])
+def test_killed_while_unpacking(shelf, point):
     env = os.environ | dict(LEARNKIT_MIRROR=str(shelf), LEARNKIT_CACHE_PATH=str(settings.cache_path))
-    assert subprocess.run([sys.executable, '-c', KILL], env=env).returncode == 9
+    assert subprocess.run([sys.executable, '-c', KILL, *map(str, POINTS[point])], env=env).returncode == -9
     data = settings.cache_path/'data'
-    assert not (data/'cats').exists() and len(files(data)) > 3
+    assert not (data/'cats').exists()
     assert len(files(get_data('cats', mirror=shelf))) == 20
     assert sorted(o.name for o in data.iterdir()) == ['.cats.json', 'cats']
 

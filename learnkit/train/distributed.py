@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['shares', 'main_first', 'ShareBatches']
 
-# %% ../../nbs/52_train.distributed.ipynb #73e1be5c
+# %% ../../nbs/52_train.distributed.ipynb #4521eb31
 import atexit, os, re, torch, torch.distributed as dist
 from ..core import DataError, LearnkitError, atomic_path, need, say
 from collections import namedtuple
@@ -18,7 +18,7 @@ from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.core import Callback
 from fastai.data.load import DataLoader
 from fastai.learner import Recorder, save_model
-from fastai.torch_core import find_bs, get_model, get_random_states, join_path_file, num_distrib, rank_distrib, set_random_states, set_seed, to_device
+from fastai.torch_core import find_bs, get_model, get_random_states, num_distrib, rank_distrib, set_random_states, set_seed, to_device
 from ..settings import settings
 from .learner import TaskLearner
 from .speed import LAYOUTS, AutoPrecision
@@ -43,8 +43,8 @@ def _part(order, bs, drop_last, rank, world):
         counts.append(n)
     return mine, counts
 
-# %% ../../nbs/52_train.distributed.ipynb #6b62df9c
-_group,_long = {},3600
+# %% ../../nbs/52_train.distributed.ipynb #0de6d9ce
+_group,_start,_long = {},300,3600
 _their_gather = torch_core.maybe_gather
 
 def _maybe_gather(x, axis=0): return x if _group or not dist.is_initialized() else _their_gather(x, axis)
@@ -54,8 +54,9 @@ torch_core.maybe_gather = _maybe_gather
 def _join(cpu=False):
     "accelerate's `Accelerator` for this process, which joins the others the first time."
     if not _group:
-        lib,wait = need('accelerate', 'distributed'),need('accelerate.utils', 'distributed').InitProcessGroupKwargs(timeout=timedelta(seconds=_long))
+        lib,wait = need('accelerate', 'distributed'),need('accelerate.utils', 'distributed').InitProcessGroupKwargs(timeout=timedelta(seconds=_start))
         _group['accelerator'] = lib.Accelerator(cpu=cpu or not torch.cuda.is_available(), mixed_precision='no', kwargs_handlers=[wait])
+        _patience(_long)
         atexit.register(_group['accelerator'].end_training)
     return _group['accelerator']
 
@@ -351,7 +352,7 @@ def distributed(
             cb._free()
             _leave(self, cb)
 
-# %% ../../nbs/52_train.distributed.ipynb #ccd0f3be
+# %% ../../nbs/52_train.distributed.ipynb #9f8e96f0
 @patch
 @delegates(save_model, but=['file', 'model', 'opt'])
 def save(
@@ -359,9 +360,9 @@ def save(
     file:str, # name, without ending
     **kwargs):
     "Write weights and optimiser to `file` in the folder `learn.path/learn.model_dir`, whole or not at all, and return the path."
-    path = join_path_file(file, Path(self.path)/self.model_dir, ext='.pth')
+    path = Path(self.path)/self.model_dir/f'{file}.pth'
     def write():
-        with atomic_path(path) as tmp: save_model(tmp, self.model, self.opt, **kwargs)
+        with self.lock, atomic_path(path) as tmp: save_model(tmp, self.model, self.opt, **kwargs)
     if hasattr(self, 'share_batches'): _by_first(write)
     elif not rank_distrib(): write()
     return path

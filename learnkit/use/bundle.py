@@ -5,20 +5,22 @@
 # %% auto #0
 __all__ = ['FORMAT', 'read_bundle', 'load_learner']
 
-# %% ../../nbs/71_use.bundle.ipynb #54c4c39c
-import json, torch
+# %% ../../nbs/71_use.bundle.ipynb #94efee63
+import json, threading, torch
 from ..core import DataError, LearnkitError, NotFound, UntrustedFile, atomic_path, choose, get_task
 from fastcore.all import *
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from fastai.data.transforms import IndexSplitter, IntToFloatTensor, Normalize, ToTensor
 from fastai.learner import Learner
 from fastai.learner import load_learner as _load_pickle
-from fastai.vision.augment import AffineCoordTfm, RandomResizedCrop, RandomResizedCropGPU, Resize
+from fastai.vision.augment import AffineCoordTfm, PadMode, RandomResizedCrop, RandomResizedCropGPU, Resize, ResizeMethod
 from fastai.vision.core import PILImage, PILImageBW
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch.nn.modules.module import register_module_buffer_registration_hook, register_module_parameter_registration_hook
 from ..data.loaders import DataBlock, TaskLoaders
 from ..data.records import Record
 from ..models.facts import facts
@@ -38,7 +40,7 @@ def _words(v):
     if isinstance(v, torch.Tensor): return v.flatten().tolist()
     return [int(o) for o in v] if isinstance(v, tuple) else _enum(v)
 
-# %% ../../nbs/71_use.bundle.ipynb #efaaed1a
+# %% ../../nbs/71_use.bundle.ipynb #5aefba0c
 def _recipe(fs):
     "Transforms `fs` of validation pictures as a list of [name, arguments]; raises `DataError` for one that is not in the table."
     res = []
@@ -57,13 +59,29 @@ def _name(f): return type(f).__name__ if type(f).__name__ != 'Transform' else f.
 
 def _rebuild(recipe):
     "The transforms that `recipe` tells of."
+    if len(recipe) > 20: raise DataError(f'The bundle prepares a picture in {len(recipe):,} steps, and 20 are allowed.')
     return [_transform(choose(name, _steps, 'transform'), args) for name,args in recipe]
 
-# %% ../../nbs/71_use.bundle.ipynb #23b37855
+# %% ../../nbs/71_use.bundle.ipynb #8d7adf7a
+_most_pixels = 16_000_000
+
+def _check_step(name, args):
+    "Raise `DataError` if the step `name` has arguments that no export writes, or asks for a huge picture."
+    size,border = args.get('size', 1),args.get('val_xtra', 0)
+    sides = size if isinstance(size, list) else [size]*2
+    if len(sides) != 2 or any(type(o) is not int or o < 1 for o in sides) or sides[0]*sides[1] > _most_pixels: raise DataError(
+        f'The bundle gives {name} the size {str(size)[:40]}; two whole numbers are needed, and {_most_pixels/1e6:.0f} megapixels at the most.')
+    if not 0 <= border <= 1: raise DataError(f'The bundle gives {name} a border of {border} times the picture, and 1 is the most.')
+    if max(len(args.get(k, [])) for k in ('mean', 'std')) > 4: raise DataError(f'The bundle gives {name} more numbers than a picture has colours.')
+    for k,kind in (('method', ResizeMethod), ('pad_mode', PadMode)):
+        if k in args: choose(args[k], [v for o,v in vars(kind).items() if o[0] != '_'], k)
+
+# %% ../../nbs/71_use.bundle.ipynb #1bdf4eac
 def _transform(name, args):
     "Transform `name` of the table with the arguments that were written down."
     kind,known = _steps[name]
     if set(args) != set(known): raise DataError(f'The bundle gives {name} the arguments {sorted(args)}, but it has {sorted(known)}.')
+    _check_step(name, args)
     if name == 'Normalize': return Normalize.from_stats(args['mean'], args['std'], cuda=False)
     args = {k:tuple(v) if isinstance(v, list) else v for k,v in args.items()}
     return kind(**args)
@@ -127,29 +145,68 @@ def export(
     with atomic_path(path) as tmp: save_file(state, tmp, metadata=dict(format='pt', learnkit=config))
     return path
 
-# %% ../../nbs/71_use.bundle.ipynb #f42b6a9e
+# %% ../../nbs/71_use.bundle.ipynb #f737f592
+_most_header = 16_000_000 # bytes; the header of a network with 2,000 tensors and 20,000 classes has less than one million
+
+def _plain_file(path):
+    "`path` if it is a plain file; raises `NotFound` or `DataError`: a pipe or a device could be read for ever."
+    path = Path(path)
+    if path.is_dir(): raise DataError(f'{path} is a folder; a learner is one file, such as {path}/model.learnkit.')
+    if not path.exists(): raise NotFound(f'There is no file {path}.')
+    if not path.is_file(): raise DataError(f'{path} is not a plain file.')
+    return path
+
+def _is_bundle(path):
+    "Does the file at `path` begin as a safetensors file does: with the length of a header, and its bracket?"
+    with open(path, 'rb') as f: n,mark = int.from_bytes(f.read(8), 'little'),f.read(1)
+    return mark == b'{' and n <= path.stat().st_size
+
+# %% ../../nbs/71_use.bundle.ipynb #be8c75e1
+def _head(path):
+    "The page of the bundle at `path`, and the shapes of its tensors by name; raises `NotFound` or `DataError`."
+    path = _plain_file(path)
+    with open(path, 'rb') as f: n = int.from_bytes(f.read(8), 'little')
+    if _most_header < n <= path.stat().st_size: raise DataError(f'{path} has a header of {n/1e6:,.0f} MB; one of a bundle has {_most_header/1e6:.0f} at the most.')
+    try:
+        with safe_open(path, 'pt') as f:
+            page = json.loads((f.metadata() or {}).get('learnkit', 'null'))
+            shapes = {k:tuple(f.get_slice(k).get_shape()) for k in f.keys()}
+    except (SafetensorError, ValueError, OSError, RecursionError) as e:
+        raise DataError(f'{path} is no learnkit bundle, or it is damaged ({str(e)[:100]}).') from None
+    if not isinstance(page, dict): raise DataError(f'{path} is a safetensors file without the page that learnkit writes.')
+    return _page(page, path),shapes
+
+# %% ../../nbs/71_use.bundle.ipynb #96f38dde
+_types = dict(task=str, arch=str, model=dict, n_out=(int, type(None)), vocab=(list, type(None)), about=dict, picture=str,
+    item=list, batch=list, pretrained=bool, precision=str, versions=dict, results=dict)
+
+def _page(page, path):
+    "`page` with what older bundles lack; raises `DataError` if its format is another."
+    page,versions = dict(about={}, vocab=None, precision='fp32', versions={}, results={}) | page,page.get('versions')
+    if page.get('learnkit') == FORMAT: return page
+    hint = f' Read it with learnkit {versions["learnkit"]}.' if isinstance(versions, dict) and 'learnkit' in versions else ''
+    raise DataError(f'{path} has the format {str(page.get("learnkit"))[:40]}, this version of learnkit reads {FORMAT}.{hint}')
+
 def read_bundle(path) -> dict: # the json page
     "The facts in the bundle at `path`; raises `NotFound`, or `DataError` where it is no bundle."
-    path = Path(path)
-    if not path.is_file(): raise NotFound(f'There is no file {path}.')
-    try:
-        with safe_open(path, 'pt') as f: page = json.loads((f.metadata() or {}).get('learnkit', 'null'))
-    except (SafetensorError, ValueError, OSError) as e: raise DataError(f'{path} is no learnkit bundle, or it is damaged ({str(e)[:100]}).') from None
-    if not isinstance(page, dict): raise DataError(f'{path} is a safetensors file without the page that learnkit writes.')
-    if page.get('learnkit') != FORMAT: raise DataError(
-        f'{path} has format {page.get("learnkit")}, this version of learnkit reads {FORMAT}. Read it with learnkit {page.get("versions", {}).get("learnkit", "?")}.')
-    return dict(about={}) | page
+    return _head(path)[0]
 
-# %% ../../nbs/71_use.bundle.ipynb #88687e19
-_types = dict(task=str, arch=str, model=dict, n_out=(int, type(None)), about=dict, picture=str, item=list, batch=list, pretrained=bool)
+# %% ../../nbs/71_use.bundle.ipynb #0e6e1d36
+def _modest(o, deep=0):
+    "Is `o`, of a page, nested less than ten deep, without a list of over 100,000 things and a number beyond a million?"
+    if isinstance(o, (dict, list)): return deep < 10 and len(o) <= 100_000 and all(_modest(v, deep+1) for v in (o.values() if isinstance(o, dict) else o))
+    return not isinstance(o, (int, float)) or abs(o) <= 1_000_000
 
 def _check(page, path):
-    "Raise `DataError` unless each field of `page` is of its kind."
+    "Raise `DataError` unless each field of `page` is of its kind, and small enough."
+    def _forged(what): raise DataError(f'{path}: {what}. The bundle is damaged or forged.')
     for k,t in _types.items():
-        if not isinstance(page.get(k), t): raise DataError(f'{path}: {k} is {page.get(k)!r}, which is no {getattr(t, "__name__", "int")}. The bundle is damaged or forged.')
-    if page['picture'] not in ('RGB', 'L'): raise DataError(f'{path}: picture is {page["picture"]!r}, neither RGB nor L.')
-    vocab = page.get('vocab')
-    if vocab is not None and not all(isinstance(o, str) for o in vocab): raise DataError(f'{path}: the class names are not all text.')
+        if not isinstance(page.get(k), t): _forged(f'{k} is {str(page.get(k))[:80]!r}, which is no {getattr(t, "__name__", None) or t[0].__name__}')
+    if page['picture'] not in ('RGB', 'L'): _forged(f'picture is {page["picture"]!r}, neither RGB nor L')
+    if not all(isinstance(o, str) for o in page['vocab'] or []): _forged('the class names are not all text')
+    if page['model'].get('n_in') not in (None, 1, 3): _forged('its pictures have neither one colour nor three')
+    sizes = [{k:v for k,v in page['model'].items() if k != 'y_range'}, *(page[k] for k in ('n_out', 'about', 'item', 'batch'))]
+    if not _modest(sizes): _forged('it holds a number beyond a million, a list longer than 100,000, or tables ten deep')
 
 # %% ../../nbs/71_use.bundle.ipynb #2d6e64ed
 def _empty_dls(task, page):
@@ -163,38 +220,67 @@ def _empty_dls(task, page):
     dls = block.dataloaders([dummy, dummy], bs=1, num_workers=0, device=torch.device('cpu'))
     return TaskLoaders(*dls.loaders, device=dls.device).know(task, about=page['about'])
 
-# %% ../../nbs/71_use.bundle.ipynb #196e3feb
+# %% ../../nbs/71_use.bundle.ipynb #4c20a17f
+@contextmanager
+def _no_larger(path, shapes, arch):
+    "Let networks that this thread builds have no more numbers than the bundle at `path` with tensors of `shapes`; raises `DataError`."
+    me,head = threading.get_ident(),0 if arch in GENERATORS else 1
+    left = dict(n=2*len(shapes)+1000*head+100, size=path.stat().st_size+600_000_000*head+10_000_000)
+    def _count(module, name, x):
+        if x is None or threading.get_ident() != me: return
+        left['n'],left['size'] = left['n']-1,left['size']-x.nbytes
+        if min(left.values()) < 0: raise DataError(f'{path} asks for a network that is larger than the weights in it. The bundle is damaged or forged.')
+    hooks = [f(_count) for f in (register_module_parameter_registration_hook, register_module_buffer_registration_hook)]
+    try: yield
+    finally:
+        for o in hooks: o.remove()
+
+# %% ../../nbs/71_use.bundle.ipynb #cb7ef672
+def _fill(learn, path, shapes):
+    "Put the tensors in the bundle at `path` into the network of `learn`; raises `DataError` where they don't fit or are no numbers."
+    own,wrong = {k:tuple(v.shape) for k,v in learn.model.state_dict().items()},f'{path}: its weights do not fit {learn.arch}'
+    odd = next((k for k in {**own, **shapes} if own.get(k) != shapes.get(k)), None)
+    if odd: raise DataError(f'{wrong} ({odd[:80]} is {shapes.get(odd, "not in the file")}, and in the network {own.get(odd, "not there")}).')
+    try:
+        with safe_open(path, 'pt') as f: state = {k:f.get_tensor(k) for k in own}
+        nan = next((k for k,v in state.items() if v.is_floating_point() and v.isnan().any()), None)
+        learn.model.load_state_dict(state)
+    except (RuntimeError, SafetensorError) as e: raise DataError(f'{wrong} ({str(e).strip()[:160]}).') from None
+    if nan: raise DataError(f'{path}: {nan} holds NaN, so every answer would be none. The training that it comes from broke down.')
+
+# %% ../../nbs/71_use.bundle.ipynb #092f7254
 def _load_bundle(path, cpu=True):
     "The learner in the bundle at `path`."
-    page = read_bundle(path)
+    page,shapes = _head(path)
     _check(page, path)
-    task = get_task(page['task'])
+    task,kw = get_task(page['task']),dict(model_kw=page['model'], precision=page['precision'])
     try:
-        dls = _empty_dls(task, page)
-        learn = task_learner(task, dls, page['arch'], pretrained=False, normalize=False, model_kw=page['model'],
-            precision=page.get('precision', 'fp32'))
-    except (TypeError, ValueError, KeyError, RuntimeError) as e:
+        with _no_larger(path, shapes, page['arch']):
+            dls = _empty_dls(task, page)
+            learn = task_learner(task, dls, page['arch'], pretrained=False, normalize=False, **kw)
+    except Exception as e:
         if isinstance(e, LearnkitError): raise
         raise DataError(f'{path}: no learner can be built from what it says ({str(e)[:160]}). The bundle is damaged or forged.') from None
     if _n_out(learn) != page['n_out']: raise DataError(f'{path}: it speaks of {page["n_out"]} answers, and the network has {_n_out(learn)}. The bundle is damaged or forged.')
-    with safe_open(path, 'pt') as f: state = {k:f.get_tensor(k) for k in f.keys()}
-    try: learn.model.load_state_dict(state)
-    except RuntimeError as e: raise DataError(f'{path}: its weights do not fit {page["arch"]} ({str(e).splitlines()[1].strip()[:160]}).') from None
+    _fill(learn, path, shapes)
     learn.dls,learn.pretrained,learn.page = dls.new_empty(),page['pretrained'],page
     if not cpu and torch.cuda.is_available(): learn.dls.to('cuda'), learn.model.cuda()
     return learn
 
-# %% ../../nbs/71_use.bundle.ipynb #8a937677
+# %% ../../nbs/71_use.bundle.ipynb #59c2b7d0
+_foreign = {'.onnx':'an ONNX network', '.pt2':'a program of torch.export', '.keras':'a Keras model', '.h5':'a Keras model (HDF5)', '.hdf5':'an HDF5 file',
+    '.pb':'a TensorFlow graph', '.tflite':'a TensorFlow Lite network', '.gguf':'a GGUF file', '.mar':'a TorchServe archive', '.mlmodel':'a Core ML network'}
+
+# %% ../../nbs/71_use.bundle.ipynb #24bdab90
 def load_learner(
     fname, # a bundle, or a pickle of fastai
     cpu:bool=True, # keep it on the processor, even if there is a GPU
     trust:bool=False): # read a pickle, which can run any code: only for files that you made yourself
     "The learner that `export` wrote; raises `UntrustedFile` for a pickle unless `trust` is given."
-    path = Path(fname)
-    if path.is_dir(): raise DataError(f'{path} is a folder; a learner is one file, such as {path}/model.learnkit.')
-    if not path.is_file(): raise NotFound(f'There is no file {path}.')
-    with open(path, 'rb') as f: start = f.read(4)
-    if start[:2] in (b'PK', b'\x80\x02', b'\x80\x04', b'\x80\x05'):
+    path = _plain_file(fname)
+    if what := _foreign.get(path.suffix.lower()): raise DataError(f'{path} is {what}. learnkit reads its own bundles, which learn.export("name.learnkit") writes.')
+    with open(path, 'rb') as f: start = f.read(2)
+    if not _is_bundle(path) and (start == b'PK' or start[:1] == b'\x80' and start[1:] <= b'\5'):
         if not trust: raise UntrustedFile(
             f'{path} is a pickle: reading it can run any code that its author put in. If you made it yourself, pass trust=True; '
             'otherwise ask for a bundle (learn.export("name.learnkit")).')
