@@ -281,11 +281,13 @@ def _answer(a):
     if not _rank(): print(json.dumps(res, ensure_ascii=False, indent=1, default=str) if a.json else text, flush=True)
     return code[0] if code else 0
 
-# %% ../nbs/82_cli.ipynb #e7805fa8
+# %% ../nbs/82_cli.ipynb #2fcef320
 def main(argv=None): # list of words; None: those of the command line
     "Run the command line and return its exit code."
     argv = sys.argv[1:] if argv is None else list(argv)
     os.environ.setdefault('MPLBACKEND', 'Agg')
+    for o in (sys.stdout, sys.stderr):
+        if hasattr(o, 'reconfigure'): o.reconfigure(errors='backslashreplace') # names of files may be no text
     try:
         a,rest = parser().parse_known_args(argv)
         if rest: a.parser.refuse(rest)

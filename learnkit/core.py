@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['LearnkitError', 'DataError', 'NotFound', 'OfflineError', 'MissingExtra', 'UntrustedFile', 'nearest', 'choose',
-           'checked', 'say', 'need', 'atomic_path', 'Task', 'register', 'tasks', 'get_task']
+           'checked', 'say', 'need', 'atomic_path', 'Unwritable', 'Task', 'register', 'tasks', 'get_task']
 
-# %% ../nbs/01_core.ipynb #e5fa2974
-import os, difflib, functools, importlib, inspect, tempfile
+# %% ../nbs/01_core.ipynb #740e9a19
+import os, difflib, errno, functools, importlib, inspect, shutil, tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,21 +72,41 @@ def need(
     except ImportError as e:
         raise MissingExtra(f'{module} could not be imported ({e}). Install it with: pip install "learnkit[{extra}]"') from None
 
-# %% ../nbs/01_core.ipynb #53c8a6db
+# %% ../nbs/01_core.ipynb #8e3e89b8
 @contextmanager
 def atomic_path(path): # the file or folder to write
     "A temporary path beside `path`, renamed to it if the block ends well and removed if not."
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f'.{path.name[:40]}-', ignore_cleanup_errors=True) as d:
-        tmp = Path(d)/path.name
-        yield tmp
-        if tmp.is_file(): _flush(tmp)
-        os.replace(tmp, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f'.{path.name[:40]}-', ignore_cleanup_errors=True) as d:
+            tmp = Path(d)/path.name
+            try: yield tmp
+            except Exception as e: raise _why_unwritten(path, e)
+            if tmp.is_file(): _flush(tmp)
+            os.replace(tmp, path)
+    except OSError as e: raise _why_unwritten(path, e)
 
 def _flush(path):
     "Ask the system to put the file at `path` on the disk now."
     with open(path, 'rb+') as f: os.fsync(f.fileno())
+
+# %% ../nbs/01_core.ipynb #0cdffb01
+class Unwritable(LearnkitError, OSError): "A file could not be written: the disk is full, or its folder can only be read."
+
+_no_room = errno.ENOSPC,errno.EDQUOT,errno.EFBIG
+_barred = errno.EROFS,errno.EACCES,errno.EPERM,errno.ENOTDIR,errno.EEXIST
+
+def _why_unwritten(path, e):
+    "The `Unwritable` for the error `e` of writing `path`; `e` itself where it has another cause."
+    if isinstance(e, LearnkitError): return e
+    near = next(o for o in path.absolute().parents if o.is_dir())
+    free = shutil.disk_usage(near).free
+    code = getattr(e, 'errno', None) or next((c for c in _no_room+_barred if os.strerror(c) in str(e)), errno.ENOSPC if free < 1 << 17 else None)
+    if code in _no_room: why,do = f'the disk is full ({free/1e6:.1f} MB are free in {near})','Make room there, or give another place'
+    elif code in _barred: why,do = f'{os.strerror(code)}: {getattr(e, "filename", None) or near}','Give another place'
+    else: return e
+    return Unwritable(f'{path} could not be written, since {why}. What was there before is unchanged. {do}.')
 
 # %% ../nbs/01_core.ipynb #da5ff731
 @dataclass(frozen=True)

@@ -50,7 +50,9 @@ TASKS = dict(classification=lk.read_folder, multilabel=lambda d: lk.read_csv(d/'
     segmentation=lambda d: lk.read_masks(d, images='.', masks='parts'), keypoints=lambda d: lk.read_points(d/'points.csv'),
     detection=lambda d: lk.read_coco(d/'boxes.json'), instance=lambda d: lk.read_coco(d/'boxes.json'), pose=lambda d: lk.read_coco(d/'boxes.json'))
 
-@pytest.mark.parametrize('task', [pytest.param(k, marks=fault('F19', f'30 odd pictures through a bundle: {k}')) for k in TASKS])
+QUICK = {'classification', 'regression', 'keypoints'}
+
+@pytest.mark.parametrize('task', [pytest.param(k, marks=[fault('F19', f'30 odd pictures through a bundle: {k}'), *[pytest.mark.slow]*(k not in QUICK)]) for k in TASKS])
 def test_a_bundle_says_the_same(task, drawings, tmp_path):
     lk.set_seed(3)
     rs = TASKS[task](drawings)

@@ -5,9 +5,9 @@ import pytest, torch
 import learnkit.all as lk
 from learnkit.core import DataError
 from learnkit.task.gan import gan_learner
-from learnkit.train.guards import GuardedLearner, NanGuard, TrainingBroke, first_broken, in_parts, items_of, joined
+from learnkit.train.guards import NanGuard, TrainingBroke, first_broken, in_parts, items_of, joined_parts
 from learnkit.train.safety import finite_or_raise, is_finite, is_oom
-from test_safety import guarded, nesting
+from test_safety import nesting
 from torch import nn
 
 @pytest.fixture(scope='session')
@@ -18,7 +18,7 @@ def make(drawings, tmp_path, one_thread):
     "A function that makes a learner with a pretrained body: batches of 16 of 64 drawings."
     def _f(precision='fp32', bs=16, **kw):
         lk.set_seed(3, reproducible=True)
-        return guarded(lk.classification_learner(lk.classification_dls(drawings, size=32, bs=bs, augment=0.), path=tmp_path/'work', precision=precision, **kw))
+        return lk.classification_learner(lk.classification_dls(drawings, size=32, bs=bs, augment=0.), path=tmp_path/'work', precision=precision, **kw)
     return _f
 
 def whole(learn): return is_finite(learn.model) and all(is_finite({k:v}) for s in learn.opt.state.values() for k,v in s.items())
@@ -108,11 +108,11 @@ def test_fp16_is_named(make):
 def test_a_bad_batch_is_left_out(make, drawings, tmp_path, part, capsys, one_thread):
     if part == 'all of a mask':
         dls = lk.segmentation_dls(lk.read_masks(drawings, images='.', masks='parts'), size=32, bs=16, augment=0.)
-        learn,bad = guarded(lk.segmentation_learner(dls, path=tmp_path)),255
+        learn,bad = lk.segmentation_learner(dls, path=tmp_path),255
         learn.loss_func = lk.CrossEntropyLossFlat(axis=1, ignore_index=255)
     elif part == 'a target':
         dls = lk.regression_dls([lk.Record(r.image, value=i/80) for i,r in enumerate(lk.read_folder(drawings))], size=32, bs=16, augment=0.)
-        learn,bad = guarded(lk.regression_learner(dls, path=tmp_path)),math.nan
+        learn,bad = lk.regression_learner(dls, path=tmp_path),math.nan
     else: learn,bad = make(),math.nan
     seen = []
     def spoil(learn):
@@ -231,12 +231,12 @@ def test_batch_norms_learn_once(one_thread):
 
 def test_answers_are_put_together():
     a,b = torch.ones(2, 3),torch.zeros(1, 3)
-    assert joined([a, b], [2, 1]).tolist() == [[1]*3]*2+[[0]*3]
-    got = joined([dict(loss=torch.tensor(1.), all=(a, [a])), dict(loss=torch.tensor(4.), all=(b, [b]))], [2, 1])
+    assert joined_parts([a, b], [2, 1]).tolist() == [[1]*3]*2+[[0]*3]
+    got = joined_parts([dict(loss=torch.tensor(1.), all=(a, [a])), dict(loss=torch.tensor(4.), all=(b, [b]))], [2, 1])
     assert got['loss'] == 2 and got['all'][0].shape == (3, 3) and isinstance(got['all'], tuple) and got['all'][1][0].shape == (3, 3)
-    assert joined([torch.ones(2, 5, 4), torch.ones(1, 7, 4)], [2, 1]).sum((1, 2)).tolist() == [20, 20, 28]
-    assert joined([[dict(a=1), dict(a=2)], [dict(a=3)]], [2, 1]) == [dict(a=1), dict(a=2), dict(a=3)]
-    with pytest.raises(TypeError, match="str of parts of a batch can't"): joined(['a', 'b'], [1, 1])
+    assert joined_parts([torch.ones(2, 5, 4), torch.ones(1, 7, 4)], [2, 1]).sum((1, 2)).tolist() == [20, 20, 28]
+    assert joined_parts([[dict(a=1), dict(a=2)], [dict(a=3)]], [2, 1]) == [dict(a=1), dict(a=2), dict(a=3)]
+    with pytest.raises(TypeError, match="str of parts of a batch can't"): joined_parts(['a', 'b'], [1, 1])
 
 errors = {'on a GPU':torch.OutOfMemoryError('CUDA out of memory'), "in PyTorch's allocator":RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"),
     'in numpy':MemoryError('Unable to allocate 2 GiB'), 'in cuBLAS':RuntimeError('CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`')}
@@ -283,9 +283,6 @@ def test_parts_for_all_tasks(drawings, tmp_path, task, one_thread):
         source = lk.read_masks(drawings, images='.', masks='parts') if task == 'segmentation' else drawings
         dls = getattr(lk, f'{task}_dls')(source, size=32 if task != 'detection' else 64, bs=16)
         learn = getattr(lk, f'{task}_learner')(dls, path=tmp_path, precision='fp32')
-    if not isinstance(learn, GuardedLearner):
-        learn.__class__ = type('G', (GuardedLearner, type(learn)), {})
-        learn.add_cb(NanGuard())
     net = learn.model
     forward,seen = net.forward,[]
     def small(*xs):
@@ -300,9 +297,6 @@ def test_parts_for_all_tasks(drawings, tmp_path, task, one_thread):
 @pytest.mark.fault('F15', 'a GAN does not fit')
 def test_a_gan_says_what_to_do(drawings, tmp_path, one_thread):
     learn = gan_learner(lk.generation_dls(drawings, size=16, bs=16), width=8, path=tmp_path)
-    if not isinstance(learn, GuardedLearner):
-        learn.__class__ = type('G', (GuardedLearner, type(learn)), {'_do_one_batch': type(learn)._do_one_batch})
-        learn.add_cb(NanGuard())
     def full(*args): raise torch.OutOfMemoryError('CUDA out of memory')
     learn.model.draw = full
     with pytest.raises(DataError, match='A batch of 16 pictures does not fit into memory. Give the loaders a smaller batch, such as bs=8'): learn.fit(1)
@@ -353,11 +347,10 @@ def test_memory_is_as_before(make):
 LIMITED = '''
 import resource, sys, torch
 import learnkit.all as lk
-from test_safety import guarded
 from torch import nn
 torch.set_num_threads(1)
 dls = lk.classification_dls(sys.argv[1], size=32, bs=64, augment=0.)
-learn = guarded(lk.classification_learner(dls, path=sys.argv[2], precision='fp32'))
+learn = lk.classification_learner(dls, path=sys.argv[2], precision='fp32')
 large = [nn.Upsample(scale_factor=16), nn.Sigmoid(), nn.Tanh(), nn.SiLU(), nn.Sigmoid()] # 15 MB for a picture
 learn.model = nn.Sequential(*large, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))
 learn.splitter = lambda m: [[*m.parameters()]]

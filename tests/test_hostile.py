@@ -2,6 +2,7 @@
 import os, re, sys
 from contextlib import suppress
 import numpy as np, pytest, torch
+if sys.platform != 'linux': pytest.skip('what a file does is seen through /proc', allow_module_level=True)
 from fastcore.foundation import L
 from safetensors.torch import load_file
 from attacks import archives, bundles, canary, notes, pictures, weights
@@ -15,12 +16,10 @@ from learnkit.data.objects import shape_mask
 from learnkit.models.weights import read_torch, read_weights
 from learnkit.use.bundle import read_bundle
 
-pytestmark = pytest.mark.skipif(sys.platform != 'linux', reason='what a file does is seen through /proc')
-
 def attacks(shelf):
     "A parameter for each attack of `shelf`, counted as an artefact."
     def one(o): return pytest.param(o, id=o.what.replace('/', '|'), marks=[pytest.mark.hostile(o.id, o.what), *[pytest.mark.slow]*o.slow])
-    return pytest.mark.parametrize('attack', map(one, shelf))
+    return pytest.mark.parametrize('attack', [*map(one, shelf)])
 
 @pytest.fixture
 def box(tmp_path):
@@ -30,11 +29,11 @@ def box(tmp_path):
 
 def everything(folder): return {o.relative_to(folder).as_posix() for o in folder.rglob('*')}
 
-def withstood(attack, box, read, *args):
-    "Let `read` have what `attack` makes of `args`: it has to raise an error of ours, or may be `fine`, and nothing else may happen."
+def withstood(attack, box, read, *args, inside=None):
+    "Let `read` have what `attack` makes of `args`: it has to raise an error of ours, or may be `fine`, and nothing else may happen, but for files `inside` a folder, the cache."
     path = attack.make(box, *args)
     before,value = everything(box.parent),None
-    with watched(box.parent/'cache'):
+    with watched(inside or box.parent/'cache'):
         try: value = read(path)
         except LearnkitError as e: text = str(e).replace(str(path), '')
         else: text = None
@@ -82,6 +81,17 @@ def test_bundle_that_begins_as_a_pickle_is_read(box, real_bundle, n):
 
 @attacks(weights.attack)
 def test_weights(attack, box): withstood(attack, box, read_weights)
+
+@pytest.fixture(scope='module')
+def learn(drawings, tmp_path_factory): return lk.classification_learner(lk.classification_dls(drawings, size=32, bs=16), 'lenet5', precision='fp32')
+
+SAVED = [o for o in weights.attack if 'safetensors' not in o.what and o.said != 'no tensors' and 'one tensor' not in o.what]
+
+@pytest.mark.parametrize('attack', SAVED, ids=[o.what for o in SAVED])
+def test_saved_learner(attack, box, learn):
+    "`load` reads what `save` wrote by the same rules."
+    learn.path, learn.model_dir = box, '.'
+    withstood(attack, box, lambda path: learn.load(path.stem), inside=box)
 
 @pytest.mark.parametrize('zipped', [True, False])
 def test_plain_numbers_of_numpy_are_read(tmp_path, zipped):

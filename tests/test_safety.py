@@ -9,20 +9,7 @@ from learnkit import core, web
 from learnkit.core import DataError
 from learnkit.data import images
 from learnkit.train import learner, predict, speed
-from learnkit.train.guards import GuardedLearner, NanGuard
-from learnkit.train.safety import in_order, is_finite, is_oom, tidied, unchanged, undisturbed
-
-class Guarded(GuardedLearner, lk.TaskLearner):
-    "A `TaskLearner` with the guards, where it has none yet."
-
-for k in ('fine_tune', 'lr_find', 'show_results', 'predict', 'fit'): setattr(Guarded, k, in_order(getattr(lk.TaskLearner, k)))
-
-def guarded(learn):
-    "`learn` with its guards."
-    if not isinstance(learn, GuardedLearner):
-        learn.__class__ = Guarded
-        learn.add_cb(NanGuard())
-    return learn
+from learnkit.train.safety import is_finite, is_oom, tidied, undisturbed
 
 @pytest.fixture(scope='module')
 def dls(drawings): return lambda bs=32: lk.classification_dls(drawings, size=32, bs=bs, augment=.5)
@@ -32,7 +19,7 @@ def make(dls, tmp_path, one_thread):
     "A function that makes a learner with a pretrained body: two batches to train on, one to validate on."
     def _f(precision='fp32', bs=32, **kw):
         lk.set_seed(2, reproducible=True)
-        return guarded(lk.classification_learner(dls(bs), path=tmp_path/'work', precision=precision, **kw))
+        return lk.classification_learner(dls(bs), path=tmp_path/'work', precision=precision, **kw)
     return _f
 
 @pytest.fixture(scope='session')
@@ -194,17 +181,9 @@ def dice(learn):
 
 def same(a, b): return len(a) == len(b) and all(torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y for x,y in zip(a, b))
 
-@pytest.fixture
-def exactly(monkeypatch):
-    "lr_find gives back what it found, bit for bit."
-    if 'unchanged' in vars(learner): return
-    def lr_find(self, *args, **kwargs):
-        with unchanged(self): return lk.TaskLearner.lr_find(self, *args, **kwargs)
-    monkeypatch.setattr(Guarded, 'lr_find', in_order(lr_find))
-
 @pytest.mark.parametrize('place,at,kind', [pytest.param(p, n, k, marks=pytest.mark.fault('F6', f'{k or "nothing"} in lr_find, {p or "its end"}'))
     for p,n,k in [('forward', 1, 'ctrl-c'), ('forward', 7, 'error'), ('backward', 12, 'ctrl-c'), ('step', 4, 'ctrl-c'), ('step', 9, 'error'), ('data', 11, 'memory'), (None, 0, None)]])
-def test_lr_find_gives_all_back(make, a_picture, monkeypatch, exactly, place, at, kind):
+def test_lr_find_gives_all_back(make, a_picture, monkeypatch, place, at, kind):
     learn = make()
     learn.fit(1)
     before,was,avgs,rngs,history = state(learn),weights(learn),averages(learn),dice(learn),len(learn.history)
@@ -423,9 +402,9 @@ def test_nothing_of_the_batch_is_kept(make):
 SCRIPT = '''
 import signal, sys, threading, time, os
 import learnkit.all as lk
-from test_safety import guarded, state
+from test_safety import state
 dls = lk.classification_dls(sys.argv[1], size=32, bs=8)
-learn = guarded(lk.classification_learner(dls, path=sys.argv[2], precision='bf16'))
+learn = lk.classification_learner(dls, path=sys.argv[2], precision='bf16')
 learn.fit(1)
 before,n = state(learn),0
 for i in range(8):

@@ -1,5 +1,5 @@
 "Many callers and one learner: threads, processes and callbacks get right answers, and training never notices."
-import faulthandler, os, pickle, select, signal, socket, subprocess, sys, threading, time
+import faulthandler, functools, os, pickle, select, signal, socket, subprocess, sys, threading, time
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -159,7 +159,9 @@ def same_training(a, b):
     "Whether two learners have trained alike to the last bit, with the same numbers on the way."
     return torch.equal(weights(a), weights(b)) and str([o['values']+o['losses'] for o in a.history]) == str([o['values']+o['losses'] for o in b.history])
 
+@functools.cache
 def quiet(make, data, verb='fit', **kw):
+    "A learner that was trained while nobody asked."
     learn = make(data)
     getattr(learn, verb)(2, cbs=[Steps()], **kw)
     return learn
@@ -167,7 +169,9 @@ def quiet(make, data, verb='fit', **kw):
 CASES = dict(KINDS, gan=game, bf16=partial(classes, precision='bf16'), mixup=lambda d: classes(d).add_cb(MixUp()),
     hooks=lambda d: classes(d).add_cb(ActivationStats()))
 
-@pytest.mark.parametrize('kind', [pytest.param(k, marks=fault('F18', f'predict while another thread trains: {k}')) for k in CASES])
+QUICK = {'classification', 'generation', 'gan', 'mixup'}
+
+@pytest.mark.parametrize('kind', [pytest.param(k, marks=[fault('F18', f'predict while another thread trains: {k}'), *[pytest.mark.slow]*(k not in QUICK)]) for k in CASES])
 def test_answers_during_training(kind, drawings):
     "Each answer is that of the weights between two steps, and the training ends with the same bits as one that nobody asked."
     alone,learn = quiet(CASES[kind], drawings),CASES[kind](drawings)
@@ -193,8 +197,7 @@ def test_answers_during_other_verbs(verb, drawings):
 @fault('F18', 'predict while fast=True trains on kept features')
 def test_answers_during_fast_training(drawings):
     "The body is left out while the head is trained, but not for an answer."
-    def make(d): return classes(d)
-    alone,learn = quiet(make, drawings, 'fine_tune', fast=True, freeze_epochs=4),make(drawings)
+    alone,learn = quiet(classes, drawings, 'fine_tune', fast=True, freeze_epochs=4),classes(drawings)
     q = questions(learn, 1)[0]
     truth = learn.predict(q)[2].shape
     with training(learn, verb='fine_tune', fast=True, freeze_epochs=4) as (t,_):

@@ -18,7 +18,7 @@ from .images import open_image
 from ..settings import settings
 from PIL import Image
 
-# %% ../../nbs/23_data.opening.ipynb #7edc5ff8
+# %% ../../nbs/23_data.opening.ipynb #40249836
 def kept_size(
     tfms, # item transforms
     middle:bool=False): # validation: the middle of the picture is all that is needed
@@ -36,7 +36,7 @@ def scaled_size(
     (w,h),(tw,th,method,_) = size,fit
     if method == 'squish': return min(w, tw), min(h, th)
     m = max((min if method == 'crop' else max)(w/tw, h/th), 1)
-    return round(w/m), round(h/m)
+    return max(1, round(w/m)), max(1, round(h/m))
 
 # %% ../../nbs/23_data.opening.ipynb #c2f05191
 def open_fitted(

@@ -155,7 +155,7 @@ def _once(body, dl, most, mirror=False):
         ys.append([o.cpu() for o in b[1:]])
     return torch.cat(xs), [torch.cat(o) for o in zip(*ys)]
 
-# %% ../../nbs/43_train.fast.ipynb #bf49dad7
+# %% ../../nbs/43_train.fast.ipynb #80547d04
 @contextmanager
 def features_of_body(
     learn, # a learner whose model is a body with a head
@@ -177,6 +177,7 @@ def features_of_body(
         f'({(xs.nbytes+vx.nbytes)/1e6:.0f} MB)')
     both = Features(xs, y, train.bs, dls.device, True, dls.train_ds),Features(vx[None], vy, dls.valid.bs, dls.device, dataset=dls.valid_ds)
     learn.dls,body.forward = DataLoaders(*both, path=dls.path, device=dls.device),noop
+    learn.dls.pictures = dls # for predictions meanwhile
     try: yield True
     finally:
         learn.dls = dls

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['Pictures', 'to_bytes', 'to_pictures', 'picture_rng', 'EpochSeeds', 'Averages', 'average_into', 'SampleKeeper',
-           'TrainingBroke', 'spread', 'Watch', 'check_losses', 'OwnLosses', 'Part', 'GenerativeLearner', 'on_arc']
+           'spread', 'Watch', 'check_losses', 'OwnLosses', 'Part', 'GenerativeLearner', 'on_arc']
 
-# %% ../../nbs/53_train.generate.ipynb #fff9e687
+# %% ../../nbs/53_train.generate.ipynb #22f15bb1
 import inspect, random, numpy as np, torch
-from ..core import DataError, LearnkitError, atomic_path, choose, say
+from ..core import DataError, atomic_path, choose, say
 from fastcore.all import *
 from pathlib import Path
 from fastai.callback.core import Callback
@@ -17,9 +17,11 @@ from fastai.learner import Metric, defaults
 from fastai.torch_core import set_seed
 from PIL import Image
 from ..data.show import grid_axes, show_grid, show_picture
+from .guards import TrainingBroke
 from .learner import TaskLearner
 from .predict import Prediction
 from .resume import checkpointed
+from .safety import tidied
 from .speed import Adam
 
 # %% ../../nbs/53_train.generate.ipynb #609a44ca
@@ -119,9 +121,7 @@ class SampleKeeper(Callback):
         self.learn.kept.append((epoch, a))
         if self.folder is not None: to_pictures(a).save(Path(self.folder)/f'epoch_{epoch:04d}.png', zoom=2)
 
-# %% ../../nbs/53_train.generate.ipynb #4528e016
-class TrainingBroke(LearnkitError, ArithmeticError): "The numbers of a training have become useless; the weights are those before it."
-
+# %% ../../nbs/53_train.generate.ipynb #0bfc99b8
 def spread(
     x) -> float: # pictures (n, C, H, W) from -1 to 1, or (n, H, W, C) bytes
     "How much a pixel differs from picture to picture: the mean standard deviation, where the range from black to white is 2."
@@ -205,7 +205,7 @@ class GenerativeLearner(TaskLearner):
         cb.n,cb.every,cb.folder = n,every,folder
         return self
 
-# %% ../../nbs/53_train.generate.ipynb #4a959676
+# %% ../../nbs/53_train.generate.ipynb #5f058395
 @patch
 def fine_tune(
     self:GenerativeLearner,
@@ -221,7 +221,7 @@ def fine_tune(
     self.opt.set_hyper('lr', self.lr if base_lr is None else base_lr)
     lr = np.array([h['lr'] for h in self.opt.hypers])
     falls = ParamScheduler(dict(lr=combined_cos(pct_start, lr, lr, lr/1e5)))
-    with checkpointed(self, checkpoint, epochs=epochs, lr=lr.tolist(), pct_start=pct_start):
+    with checkpointed(self, checkpoint, epochs=epochs, lr=lr.tolist(), pct_start=pct_start), tidied(self, 'fine_tune'):
         self.fit(epochs, lr=tuple(lr), cbs=L(falls)+L(cbs), start_epoch=start_epoch, **kwargs)
 
 # %% ../../nbs/53_train.generate.ipynb #4f25303a
@@ -243,7 +243,7 @@ def even_labels(self:GenerativeLearner, n:int):
     "Numbers of classes for `n` pictures, each class equally often; `None` where the network knows none."
     return [i % self.model.n_classes for i in range(n)] if self.model.n_classes else None
 
-# %% ../../nbs/53_train.generate.ipynb #d998e25b
+# %% ../../nbs/53_train.generate.ipynb #cd3d6894
 @patch
 def _starts(self:GenerativeLearner, seeds, labels):
     "Noise and classes of the pictures with the `seeds` (seed, number): (n, z), and (n,) or `None`."
@@ -260,14 +260,10 @@ def made(
     bs:int=64, # pictures at a time
     **kwargs): # for the network's `generate`
     "The pictures that the network makes of `z`: (n, C, H, W) on the processor, from -1 to 1."
-    net = self.model
-    device,training = next(net.parameters()).device,net.training
-    net.eval()
-    try:
-        with self.lock, torch.inference_mode():
-            parts = [net.generate(a.to(device), *([] if y is None else [b.to(device)]), **kwargs).float().cpu()
-                for a,b in zip(z.split(bs), z.split(bs) if y is None else y.split(bs))]
-    finally: net.train(training)
+    with self.at_rest() as net, torch.inference_mode():
+        device = next(net.parameters()).device
+        parts = [net.generate(a.to(device), *([] if y is None else [b.to(device)]), **kwargs).float().cpu()
+            for a,b in zip(z.split(bs), z.split(bs) if y is None else y.split(bs))]
     return torch.cat(parts).clone()
 
 # %% ../../nbs/53_train.generate.ipynb #4c59c788

@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['TaskLearner', 'task_learner', 'body_of', 'three_groups']
 
-# %% ../../nbs/50_train.learner.ipynb #b75ee598
-import sys, tempfile, numpy as np, torch
-from ..core import DataError, NotFound, say
+# %% ../../nbs/50_train.learner.ipynb #194b276f
+import sys, numpy as np, torch
+from ..core import DataError, NotFound, atomic_path, say
 from copy import copy
 from fastcore.all import *
 from contextlib import contextmanager
 from pathlib import Path
 from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.core import CancelEpochException
-import fastai.callback.schedule # gives Learner its fit_one_cycle and lr_find  # chkstyle: ignore
+from fastai.callback.schedule import LRFinder, ParamScheduler
 from fastai.data.transforms import Normalize
 from fastai.imports import noop
 from fastai.learner import Learner, defaults, replacing_yield
@@ -25,15 +25,18 @@ from ..data.show import show_grid
 from ..models.zoo import Body
 from ..settings import settings
 from .fast import fast_fine_tune
+from .guards import GuardedLearner
 from .resume import checkpointed
+from .safety import finite_or_raise, in_order, tidied, unchanged
 from .speed import Adam, MixedPrecision, precision_cb
 
-# %% ../../nbs/50_train.learner.ipynb #5b689209
-class TaskLearner(Learner):
+# %% ../../nbs/50_train.learner.ipynb #70ae1823
+class TaskLearner(GuardedLearner):
     "A fastai `Learner` that knows its `task`."
     precision = 'fp32' # how it computes, see `to_precision`
     rates = 2e-3,100 # for `fine_tune`: the head's learning rate, and how many times slower the first layers learn
     first_epoch,stages = 0,None # of a training that goes on, see `learnkit.train.resume`
+    xb,yb,pred,loss,loss_grad = (None,),(None,),None,None,None # of the batch that is in work
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.history,self._told = [],False
@@ -45,6 +48,7 @@ class TaskLearner(Learner):
         else:
             with self.no_bar(), self._logging(self._row if settings.progress and self.logger is not noop else noop): yield
 
+    @in_order
     def fit(self, *args, **kwargs):
         if self.stages and self.stages.over(): return
         self._tell()
@@ -196,7 +200,7 @@ def _no_batch(dls):
     return (f'There are {len(dls.train_ds)} pictures to train on but a batch is {dls.train.bs}, so no batch would be full and nothing '
         f'would be trained. Pass a smaller `bs`, {len(dls.train_ds)} at most, to `dataloaders`.')
 
-# %% ../../nbs/50_train.learner.ipynb #16a31b84
+# %% ../../nbs/50_train.learner.ipynb #2b6f4001
 @patch
 def fine_tune(
     self:TaskLearner,
@@ -212,7 +216,7 @@ def fine_tune(
     **kwargs): # for `fit_one_cycle`
     "Train the head, then everything; a body without pretrained weights is trained whole from the start."
     about = dict(epochs=epochs, base_lr=base_lr, freeze_epochs=freeze_epochs, lr_mult=lr_mult, pct_start=pct_start, div=div, fast=fast)
-    with checkpointed(self, checkpoint, **about): self._fine_tune(**about, cache=cache, **kwargs)
+    with checkpointed(self, checkpoint, **about), tidied(self, 'fine_tune'): self._fine_tune(**about, cache=cache, **kwargs)
 
 @patch
 def _fine_tune(self:TaskLearner, epochs, base_lr, freeze_epochs, lr_mult, pct_start, div, fast, cache, **kwargs):
@@ -229,20 +233,21 @@ def _fine_tune(self:TaskLearner, epochs, base_lr, freeze_epochs, lr_mult, pct_st
     self.unfreeze()
     if epochs: self.fit_one_cycle(epochs, slice(base_lr/2/lr_mult, base_lr/2), pct_start=pct_start, div=div, **kwargs)
 
-# %% ../../nbs/50_train.learner.ipynb #956905aa
-_lr_find = Learner.lr_find
+# %% ../../nbs/50_train.learner.ipynb #d771f717
+_lr_find,_begin_finding = Learner.lr_find,LRFinder.before_fit
 
 @patch
+def before_fit(self:LRFinder):
+    if not isinstance(self.learn, TaskLearner): return _begin_finding(self)
+    ParamScheduler.before_fit(self)
+    self.best_loss,self.tmp_p = float('inf'),'no file'
+
+@patch
+@in_order
 @delegates(_lr_find)
 def lr_find(self:TaskLearner, start_lr=1e-7, end_lr=10, num_it=100, **kwargs):
     "Train a little with a growing learning rate, plot the loss, suggest a rate, and put the weights back."
-    model_dir,before = self.model_dir,{k:v.detach().clone() for k,v in self.model.state_dict().items()}
-    with tempfile.TemporaryDirectory() as d:
-        self.model_dir = Path(d).resolve()
-        try: return _lr_find(self, start_lr, end_lr, num_it, **kwargs)
-        finally:
-            self.model_dir = model_dir
-            self.model.load_state_dict(before)
+    with unchanged(self): return _lr_find(self, start_lr, end_lr, num_it, **kwargs)
 
 # %% ../../nbs/50_train.learner.ipynb #e8b8104f
 @patch
@@ -251,7 +256,30 @@ def compile(self:TaskLearner, **kwargs): # for `torch.compile`: `backend`, `mode
     self.model.compile(**kwargs)
     return self
 
-# %% ../../nbs/50_train.learner.ipynb #9a7c2ecd
+# %% ../../nbs/50_train.learner.ipynb #5acf3672
+_save = Learner.save
+
+@patch
+@delegates(_save)
+def save(self:TaskLearner, file, **kwargs): # name, for a file below `path`/`model_dir`
+    "Save weights and the optimiser's state, whole or not at all, and return the path; raises `Unwritable`, and `DataError` for weights that are not finite."
+    finite_or_raise(self.model)
+    path = join_path_file(file, Path(self.path)/self.model_dir, ext='.pth')
+    with atomic_path(path) as tmp: _save(self, tmp.absolute().with_suffix(''), **kwargs)
+    return path
+
+# %% ../../nbs/50_train.learner.ipynb #6413feef
+def _unlike(opt, state):
+    "Why the optimiser `opt` can't go on from `state`, in words; empty if it can."
+    ps,here,there = [p for p,*_ in opt.all_params()],*([sorted(h) for h in o] for o in (opt.hypers, state['hypers']))
+    if len(there) != len(here): return f'it has {len(there)} groups of parameters, and here are {len(here)}'
+    if there != here: return f'it is of another kind, with {", ".join(there[0])}, and this one has {", ".join(here[0])}'
+    if len(state['state']) != len(ps): return f'it has {len(state["state"])} parameters, and here are {len(ps)}'
+    for i,(p,s) in enumerate(zip(ps, state['state'])):
+        bad = first((k, v) for k,v in s.items() if isinstance(v, torch.Tensor) and v.ndim and v.shape != p.shape)
+        if bad: return f'{bad[0]} of parameter {i} has the shape {tuple(bad[1].shape)}, and the parameter {tuple(p.shape)}'
+    return ''
+
 _in_a_file = [L, np.dtype, np._core.multiarray.scalar, *[getattr(np.dtypes, o) for o in np.dtypes.__all__]]
 
 @patch
@@ -262,19 +290,25 @@ def load(
     with_opt:bool=True, # also the optimiser's state, where the file has it
     strict:bool=True, # raise an error for missing or additional weights
     weights_only:bool=True): # a file of `save` is never read in another way
-    "Load what `save` wrote and return the learner; raises `NotFound` where there is no such file."
+    "Load what `save` wrote and return the learner; raises `NotFound` where there is no such file, and `DataError` where it does not fit."
     path = join_path_file(file, Path(self.path)/self.model_dir, ext='.pth')
     if not path.is_file(): raise NotFound(f'There is no file {path}. `save` writes into {path.parent}.')
     with torch.serialization.safe_globals(_in_a_file):
         state = torch.load(path, map_location=device or next(self.model.parameters()).device, weights_only=True)
-    both = set(state) == {'model', 'opt'}
-    self.model.load_state_dict(state['model'] if both else state, strict=strict)
+    both,was = set(state) == {'model', 'opt'},{k:v.detach().clone() for k,v in self.model.state_dict().items()}
     if self.opt is None: self.create_opt()
+    if both and with_opt and (why := _unlike(self.opt, state['opt'])): raise DataError(
+        f'{path}: the state of its optimiser does not fit this learner, since {why}. Load the weights alone with with_opt=False.')
+    try: self.model.load_state_dict(state['model'] if both else state, strict=strict)
+    except RuntimeError as e:
+        self.model.load_state_dict(was)
+        raise DataError(f'{path}: its weights do not fit this network. {" ".join(o.strip() for o in str(e).splitlines()[1:4])[:300]}') from None
     if both and with_opt: self.opt.load_state_dict(state['opt'])
     return self
 
-# %% ../../nbs/50_train.learner.ipynb #b97aadf8
+# %% ../../nbs/50_train.learner.ipynb #15182d02
 @patch
+@in_order
 def show_results(
     self:TaskLearner,
     ds_idx:int=1, # 0: training, 1: validation pictures

@@ -227,7 +227,7 @@ def validation_context(self:TaskLearner, cbs=None, inner=False):
     "What `validate` and `get_preds` run in: nobody else uses the learner, and a training that is on stays as it is."
     return ContextManagers([self._looking(), *Learner.validation_context(self, cbs, inner or self._worker is not None).default])
 
-# %% ../../nbs/51_train.predict.ipynb #56ec4d48
+# %% ../../nbs/51_train.predict.ipynb #6ea56121
 @patch
 def validate(
     self:TaskLearner,
@@ -236,7 +236,7 @@ def validate(
     cbs=None): # callbacks
     "The loss and the metrics over a data set."
     self._only_mine()
-    if self._worker is None: return Learner.validate(self, ds_idx, dl, cbs)
+    if self._worker is None: return super(TaskLearner, self).validate(ds_idx, dl, cbs)
     with self.validation_context(cbs=cbs):
         self._do_epoch_validate(ds_idx, dl)
         return self.recorder.log

@@ -7,8 +7,8 @@ __all__ = ['DTYPES', 'LAYOUTS', 'MixedPrecision', 'seconds', 'has_fast_bf16', 'w
            'AutoPrecision', 'precision_cb', 'FusedAdam', 'Adam', 'folded', 'Short', 'Mixed', 'shortened', 'PackedConv',
            'packed', 'ask', 'for_answers']
 
-# %% ../../nbs/42_train.speed.ipynb #3a546114
-import hashlib, json, platform, time, torch
+# %% ../../nbs/42_train.speed.ipynb #38d74d0e
+import hashlib, json, platform, threading, time, torch
 from copy import deepcopy
 from ..core import atomic_path, choose, say
 from ..settings import settings
@@ -24,6 +24,7 @@ from fastai.optimizer import Optimizer
 from fastai.torch_core import to_float
 from torch import nn
 from torch.amp import GradScaler, autocast
+from torch.fx import GraphModule, Tracer
 from torch.fx.experimental.optimization import fuse
 from torch.optim.adamw import adamw
 
@@ -65,7 +66,7 @@ def _exit(self:MixedPrecision):
     if getattr(self, 'inside', False): self.autocast.__exit__(None, None, None)
     self.inside = False
 
-# %% ../../nbs/42_train.speed.ipynb #3d332e3e
+# %% ../../nbs/42_train.speed.ipynb #c1edc34f
 def seconds(f, n=3) -> float:
     "The shortest of `n` runs of `f`, after one to warm up, in seconds."
     f()
@@ -79,10 +80,12 @@ def seconds(f, n=3) -> float:
 
 def has_fast_bf16(device='cpu') -> bool: # the device's type: 'cpu', 'cuda' or 'mps'
     "Measure whether `device` multiplies two 256×256 matrices faster in bf16 than in fp32."
-    a = torch.randn(256, 256, device=device)
+    a = torch.ones(256, 256, device=device)
     b = a.bfloat16()
-    try: return seconds(lambda: b@b, 5) < seconds(lambda: a@a, 5)
+    def _times(): return dict(fp32=seconds(lambda: a@a, 5), bf16=seconds(lambda: b@b, 5))
+    try: times = measured(f'256x256 {device}, {torch.get_num_threads()} threads, torch {torch.__version__}', _times)[0]
     except RuntimeError: return False
+    return times['bf16'] < times['fp32']
 
 # %% ../../nbs/42_train.speed.ipynb #705d7926
 LAYOUTS = dict(contiguous=torch.contiguous_format, channels_last=torch.channels_last)
@@ -128,18 +131,20 @@ def _book(path):
     try: return dict(json.loads(path.read_text()))
     except (OSError, ValueError, TypeError): return {}
 
-# %% ../../nbs/42_train.speed.ipynb #a8f51840
+# %% ../../nbs/42_train.speed.ipynb #32f8863c
 def measured(
     key:str, # see `speed_key`
     measure): # () -> {name: seconds}
     "The seconds noted for `key`, or else what `measure` gives, which is noted; and whether they had been there before."
     path = settings.cache_path/'speed.json'
-    if (times := _book(path).get(key)) is not None: return times,True
+    if (times := _noted.get((path, key)) or _book(path).get(key)) is not None: return times,True
     times = measure()
     try:
         with atomic_path(path) as tmp: tmp.write_text(json.dumps(_book(path) | {key:times}, indent=1))
-    except OSError: pass
+    except OSError: _noted[path, key] = times
     return times,False
+
+_noted = {} # what could not be written
 
 def fastest(times): # {name: seconds}; names begin with a precision
     "The fastest way of `times`; bf16 goes before fp16 where they are equally fast."
@@ -221,19 +226,34 @@ def Adam(params, lr, decouple_wd=True, **kwargs):
     if not decouple_wd or any(p.dtype != torch.float32 for p,*_ in opt.all_params()): return opt
     return FusedAdam(opt.param_lists, opt.cbs, lr=lr, **{k:v for k,v in opt.hypers[0].items() if k != 'lr'})
 
-# %% ../../nbs/42_train.speed.ipynb #23781ba3
+# %% ../../nbs/42_train.speed.ipynb #04aa0958
+_tracing = threading.Lock()
+
+class _OneTracer(Tracer):
+    "Follows the steps that a network takes in this thread, one thread at a time."
+    def trace(self, *args, **kwargs):
+        with _tracing:
+            self.thread = threading.get_ident()
+            return super().trace(*args, **kwargs)
+
+    def call_module(self, m, forward, args, kwargs):
+        return super().call_module(m, forward, args, kwargs) if threading.get_ident() == self.thread else forward(*args, **kwargs)
+
+def _fused(net): return fuse(GraphModule(net, _OneTracer().trace(net)), no_trace=True)
+
+# %% ../../nbs/42_train.speed.ipynb #01f3c13c
 def folded(net):
     "A copy of `net` in `eval` mode, batch norms folded into the convolutions before them where PyTorch can follow the steps."
     res = deepcopy(net).eval().requires_grad_(False)
     fixed = _around_places(res)
-    try: return _fold_parts(res, fixed) if fixed else fuse(res)
+    try: return _fold_parts(res, fixed) if fixed else _fused(res)
     except Exception: return _fold_parts(res, fixed)
 
 def _fold_parts(m, fixed):
     "Fold the children of `m` in place, of those that are `fixed` only the parts."
     for k,c in m.named_children():
         if not any(isinstance(o, norm_types) for o in c.modules()): continue
-        try: setattr(m, k, _fold_parts(c, fixed) if c in fixed else fuse(c))
+        try: setattr(m, k, _fold_parts(c, fixed) if c in fixed else _fused(c))
         except Exception: _fold_parts(c, fixed)
     return m
 

@@ -126,8 +126,13 @@ def _n_out(learn):
     last = [o for o in learn.model.modules() if isinstance(o, torch.nn.Linear)][-1:]
     return last[0].out_features if last and isinstance(learn.model, torch.nn.Sequential) else None
 
-# %% ../../nbs/71_use.bundle.ipynb #37c70dfb
-_export_pickle = Learner.export
+# %% ../../nbs/71_use.bundle.ipynb #9845d028
+def _export_pickle(learn, path, **kwargs):
+    "fastai's export of `learn` into `path`, whole or not at all, after which the learner is what it was."
+    before = dict(vars(learn))
+    try:
+        with atomic_path(path) as tmp: Learner.export(learn, tmp.absolute(), **kwargs)
+    finally: vars(learn).update(before)
 
 @patch
 def export(
@@ -137,7 +142,7 @@ def export(
     "Write this learner into one file that `load_learner` reads, and return its path; raises `DataError` for what can't be written."
     path = Path(self.path)/fname
     if path.suffix == '.pkl':
-        _export_pickle(self, fname, **kwargs)
+        _export_pickle(self, path, **kwargs)
         return path
     if kwargs: raise TypeError(f'export has no argument {first(kwargs)!r} for a bundle.')
     config = json.dumps(_config(self), ensure_ascii=False)

@@ -130,8 +130,8 @@ def no_json(folder, page, tensors): return write(folder, '__import__("os").syste
 @attack('S15', 'a number of 5,000 digits', said='damaged')
 def long_number(folder, page, tensors): return write(folder, json.dumps(page).replace('"n_out": ', '"n_out": ' + '9'*5000, 1), tensors)
 
-@attack('S15', 'ten million class names', said='header')
-def many_names(folder, page, tensors): return raw(folder, header(page | dict(vocab=['a']*10_000_000)))
+@attack('S15', 'four million class names', said='header')
+def many_names(folder, page, tensors): return raw(folder, header(page | dict(vocab=['a']*4_000_000)))
 
 # Pages that ask for too much
 
@@ -152,12 +152,12 @@ asks('S15', 'a mean of 100,000 numbers', said='colours', batch=steps(('IntToFloa
 asks('S15', 'ten thousand steps', said='steps', item=steps(*[('Resize', FIT)]*10_000, ('ToTensor', {})))
 asks('S15', 'answers without end', n_out=HUGE)
 asks('S15', 'points without end', task='keypoints', arch='lenet5', about=dict(points=['p']*500_000))
-for k, v in {'a head of a million features': dict(lin_ftrs=[1_000_000, 1_000_000]), 'a head of 3 GB': dict(lin_ftrs=[28_000, 28_000]),
+for k, v in {'a head of a million features': dict(lin_ftrs=[1_000_000, 1_000_000]), 'a head of 2 GB': dict(lin_ftrs=[23_000, 23_000]),
     'a million answers': dict(n_out=900_000), 'a head of 10^5 layers': dict(lin_ftrs=[1]*90_000)}.items(): asks('S15', k, said='larger than the weights', model=v)
 for k, v in {'a million colours': dict(n_in=1_000_000), 'features below nought': dict(lin_ftrs=[-3]),
     'features that are infinite': dict(lin_ftrs=[float('inf')])}.items(): asks('S15', k, model=v)
-for k, v in {'a U-Net as wide as a million': dict(width=1_000_000), 'a U-Net of 2 GB': dict(width=5_000)}.items():
-    asks('S15', k, said='larger than the weights', task='segmentation', arch='small', model=dict(decoder='unet') | v, vocab=['a', 'b'])
+for k, v in {'a decoder of 1 GB': dict(decoder='deeplab', width=4_000), 'a decoder of 9 TB': dict(decoder='unet', width=1_000_000, full=True)}.items():
+    asks('S15', k, said='larger than the weights|allocate', task='segmentation', arch='small', model=v, n_out=None)
 for k, v in {'10^8 times of noise': ('diffusion', dict(times=300_000_000)), 'a diffusion of 2 GB': ('diffusion', dict(width=1_500)),
     'a code of 150,000 numbers': ('vae', dict(z_dim=150_000)), 'noise of 10^9 numbers': ('dcgan', dict(z_dim=HUGE)),
     'a critic of 3 GB': ('dcgan', dict(width=2_000))}.items():

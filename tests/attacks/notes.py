@@ -66,7 +66,7 @@ VOC = '<size><width>32</width><height>32</height></size><object>{}<bndbox><xmin>
 @attack('S15', 'VOC with an outside entity', fine=True, page='<!DOCTYPE annotation [<!ENTITY a SYSTEM "file:///etc/passwd">]><annotation>'
     + VOC.format('<name>&a;</name>')+'</annotation>')
 @attack('S14', 'VOC with a page from the web', fine=True, page='<!DOCTYPE annotation SYSTEM "http://127.0.0.1:9/a.dtd"><annotation>'+VOC.format('<name>cat</name>')+'</annotation>')
-@attack('S15', 'VOC nested 200,000 deep', fine=True, page='<annotation>'+'<object>'*200_000+'</object>'*200_000+'</annotation>')
+@attack('S15', 'VOC nested 50,000 deep', fine=True, page='<annotation>'+'<object>'*50_000+'</object>'*50_000+'</annotation>')
 @attack('S15', 'VOC with a size of 10^9 by 10^9', fine=True, page='<annotation>'+VOC.replace('32', '1000000000').format('<name>cat</name>')+'</annotation>')
 def voc(folder, page):
     put(folder, '1.xml', '<annotation>'+VOC.format('<name>cat</name>')+'</annotation>')
@@ -81,7 +81,7 @@ YAML = '!!python/object/apply:os.system ["touch {}"]'
 @attack('S15', 'YOLO with a thousand million laughs', said='texts', text='train: .\na0: &a0 [lol]\n'
     + ''.join(f'a{i}: &a{i} [{", ".join([f"*a{i-1}"]*10)}]\n' for i in range(1, 10))+'names: *a9\n')
 @attack('S15', 'YOLO with a list that holds itself', said='texts', text='train: .\nnames: &a [*a, *a]\n')
-@attack('S15', 'YOLO nested 20,000 deep', said='YAML|nested', text='train: .\nnames: '+'['*20_000+']'*20_000+'\n')
+@attack('S15', 'YOLO nested 1,500 deep', said='YAML|nested', text='train: .\nnames: '+'['*1_500+']'*1_500+'\n')
 @attack('S9', 'YOLO with pictures outside', said='outside', text='path: /\ntrain: etc\nnames: [cat]\n')
 def yolo(folder, text):
     put(folder, '1.txt', '0 .5 .5 .2 .2\n')

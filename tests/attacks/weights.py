@@ -42,9 +42,9 @@ def second_try(folder):
     (folder/'evil.pth').write_bytes(pickle.dumps(Canary(folder), 2)+(folder/'evil.pth').read_bytes()[:-30])
     return folder/'evil.pth'
 
-@attack('S2', '200 MB of zeros packed into 200 kB', said='packed')
+@attack('S2', '40 MB of zeros packed into 40 kB', said='packed')
 def packed(folder):
-    torch.save(dict(w=torch.zeros(50_000_000)), folder/'evil.pth')
+    torch.save(dict(w=torch.zeros(10_000_000)), folder/'evil.pth')
     return repacked(folder/'evil.pth')
 
 @attack('S2', 'a tensor that repeats one number 10^12 times', said='repeats')
