@@ -1886,6 +1886,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'learnkit/train/learner.py'),
                                         'learnkit.train.learner.TaskLearner._fine_tune': ( 'train.learner.html#tasklearner._fine_tune',
                                                                                            'learnkit/train/learner.py'),
+                                        'learnkit.train.learner.TaskLearner._keep_history': ( 'train.learner.html#tasklearner._keep_history',
+                                                                                              'learnkit/train/learner.py'),
                                         'learnkit.train.learner.TaskLearner._logging': ( 'train.learner.html#tasklearner._logging',
                                                                                          'learnkit/train/learner.py'),
                                         'learnkit.train.learner.TaskLearner._quiet': ( 'train.learner.html#tasklearner._quiet',

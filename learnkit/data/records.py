@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['SPLITS', 'Record', 'Records', 'read_folder', 'read_names', 'read_csv']
 
-# %% ../../nbs/15_data.records.ipynb #9b84d44f
+# %% ../../nbs/15_data.records.ipynb #0ee2ea39
 import csv, hashlib, io, math, os, re, unicodedata
 from collections import Counter, defaultdict
 from dataclasses import dataclass, fields
 from pathlib import Path
 from fastcore.foundation import L
 from ..core import DataError, NotFound, checked, choose
-from .images import Problem, check_images, image_files, natural_key, need_folder
+from .images import Problem, _text, check_images, image_files, natural_key, need_folder
 
-# %% ../../nbs/15_data.records.ipynb #303a9c83
+# %% ../../nbs/15_data.records.ipynb #1cc1b127
 @dataclass(repr=False)
 class Record:
     "One picture and what is known about it."
@@ -35,7 +35,7 @@ class Record:
     row: int = None       # and its row there; the header is row 1
     def __repr__(self):
         known = [f'{o.name}={getattr(self, o.name)!r}' for o in fields(self)[1:-2] if o.name not in ('size', 'mask_map') and getattr(self, o.name) is not None]
-        return f"Record({', '.join([getattr(self.image, 'name', str(self.image)), *known])})"
+        return f"Record({', '.join([_text(getattr(self.image, 'name', str(self.image))), *known])})"
 
 # %% ../../nbs/15_data.records.ipynb #53d5c9c8
 class Records(L):
@@ -180,7 +180,7 @@ def _need_files(path, check):
     n = Counter(p.suffix.lower() or 'no extension' for p in path.rglob('*') if p.is_file())
     raise DataError(f'{path} holds no pictures' + (f', only files with {", ".join(list(n)[:5])}.' if n else '; it is empty.'))
 
-# %% ../../nbs/15_data.records.ipynb #2fe91d11
+# %% ../../nbs/15_data.records.ipynb #9e885df8
 @checked
 def read_folder(
     path, # folder with a sub-folder for each class, or with such folders in train and valid
@@ -195,7 +195,7 @@ def read_folder(
     rs,used = [],set()
     for f,split,rest in found:
         if len(rest) < 2 and not label: problems.append(Problem(f, 'lies outside the class folders'))
-        else: rs.append(Record(f, label=str(label(f)) if label else rest[0], split=split, file=path))
+        else: rs.append(Record(f, label=_text(label(f) if label else rest[0]), split=split, file=path))
         used |= {path/o for o in (rest[0], Path(f.relative_to(path).parts[0])/rest[0])}
     if not label: problems += _empty_folders(path, splits, used)
     return _need_classes(_sift(rs, problems, check), rs, path, _deeper(path, found))

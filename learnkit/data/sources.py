@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Source', 'add_source', 'write_classes', 'get_data', 'Table', 'datasets', 'mirror_data']
 
-# %% ../../nbs/13_data.sources.ipynb #2de76231
-import importlib, json, os, re, shutil, tarfile
+# %% ../../nbs/13_data.sources.ipynb #cfdf3b37
+import errno, importlib, json, os, re, shutil, tarfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Callable
 from urllib.error import URLError
 from urllib.parse import quote, unquote, urlsplit
-from ..core import DataError, LearnkitError, NotFound, OfflineError, atomic_path, choose
+from ..core import DataError, LearnkitError, NotFound, OfflineError, Unwritable, atomic_path, choose
 from ..settings import settings
 from ..archives import extract
 from ..web import alone, fetch, file_hash, is_near, new_folder, open_url
@@ -249,7 +249,7 @@ def _leave(src):
 
 def _said(mirror): return 'none is set' if mirror is None else f'{mirror} does not have it'
 
-# %% ../../nbs/13_data.sources.ipynb #f308c45a
+# %% ../../nbs/13_data.sources.ipynb #d01d8040
 def get_data(
     name, # name of a data set (see `datasets()`), or the path of a folder
     mirror=None, # folder or address with NAME.tar or NAME.zip; default: the setting
@@ -263,8 +263,12 @@ def get_data(
         if name and Path(name).expanduser().is_dir() and not (_name.fullmatch(name) and known): return Path(name).expanduser()
         if not _name.fullmatch(name): raise NotFound(f'There is no folder {name!r}.')
         if not force and _is_fresh(home/name): return home/name
-        with alone(home/f'.{name}.lock'):
-            if force or not _is_fresh(home/name): _get(name, home/name)
+        try:
+            with alone(home/f'.{name}.lock'):
+                if force or not _is_fresh(home/name): _get(name, home/name)
+        except OSError as e:
+            if isinstance(e, LearnkitError) or e.errno not in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST): raise
+            raise Unwritable(f'{home}, the place for data, can not be written ({e.strerror}). Name another folder with cache_path (LEARNKIT_CACHE_PATH).') from None
         return home/name
 
 # %% ../../nbs/13_data.sources.ipynb #51b15918

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TaskLearner', 'task_learner', 'body_of', 'three_groups']
 
-# %% ../../nbs/50_train.learner.ipynb #194b276f
-import sys, numpy as np, torch
+# %% ../../nbs/50_train.learner.ipynb #c1d92334
+import sys, torch
 from ..core import DataError, NotFound, atomic_path, say
 from copy import copy
 from fastcore.all import *
@@ -22,6 +22,7 @@ from fastai.torch_core import join_path_file
 from fasttransform import Pipeline
 from ..data.loaders import ThreadDL
 from ..data.show import show_grid
+from ..models.weights import read_torch
 from ..models.zoo import Body
 from ..settings import settings
 from .fast import fast_fine_tune
@@ -30,7 +31,7 @@ from .resume import checkpointed
 from .safety import finite_or_raise, in_order, tidied, unchanged
 from .speed import Adam, MixedPrecision, precision_cb
 
-# %% ../../nbs/50_train.learner.ipynb #70ae1823
+# %% ../../nbs/50_train.learner.ipynb #a1da20a3
 class TaskLearner(GuardedLearner):
     "A fastai `Learner` that knows its `task`."
     precision = 'fp32' # how it computes, see `to_precision`
@@ -52,10 +53,16 @@ class TaskLearner(GuardedLearner):
     def fit(self, *args, **kwargs):
         if self.stages and self.stages.over(): return
         self._tell()
-        with self._quiet(): super().fit(*args, **kwargs)
         rec = self.recorder
-        if rec.values: self.history.append(dict(names=[*rec.metric_names[1:]], values=[[*o] for o in rec.values], losses=[*rec.losses], steps=[*rec.iters]))
+        rec.values = []
+        try:
+            with self._quiet(): super().fit(*args, **kwargs)
+        finally: self._keep_history(rec)
         if self.stages: self.stages.close()
+
+    def _keep_history(self, rec):
+        "Add the table of `rec` to the history."
+        if rec.values: self.history.append(dict(names=[*rec.metric_names[1:]], values=[[*o] for o in rec.values], losses=[*rec.losses], steps=[*rec.iters]))
 
     def _do_fit(self):
         start,self.first_epoch = self.first_epoch,0
@@ -268,7 +275,7 @@ def save(self:TaskLearner, file, **kwargs): # name, for a file below `path`/`mod
     with atomic_path(path) as tmp: _save(self, tmp.absolute().with_suffix(''), **kwargs)
     return path
 
-# %% ../../nbs/50_train.learner.ipynb #6413feef
+# %% ../../nbs/50_train.learner.ipynb #ab6680b8
 def _unlike(opt, state):
     "Why the optimiser `opt` can't go on from `state`, in words; empty if it can."
     ps,here,there = [p for p,*_ in opt.all_params()],*([sorted(h) for h in o] for o in (opt.hypers, state['hypers']))
@@ -280,7 +287,6 @@ def _unlike(opt, state):
         if bad: return f'{bad[0]} of parameter {i} has the shape {tuple(bad[1].shape)}, and the parameter {tuple(p.shape)}'
     return ''
 
-_in_a_file = [L, np.dtype, np._core.multiarray.scalar, *[getattr(np.dtypes, o) for o in np.dtypes.__all__]]
 
 @patch
 def load(
@@ -293,8 +299,7 @@ def load(
     "Load what `save` wrote and return the learner; raises `NotFound` where there is no such file, and `DataError` where it does not fit."
     path = join_path_file(file, Path(self.path)/self.model_dir, ext='.pth')
     if not path.is_file(): raise NotFound(f'There is no file {path}. `save` writes into {path.parent}.')
-    with torch.serialization.safe_globals(_in_a_file):
-        state = torch.load(path, map_location=device or next(self.model.parameters()).device, weights_only=True)
+    state = read_torch(path, device or next(self.model.parameters()).device)
     both,was = set(state) == {'model', 'opt'},{k:v.detach().clone() for k,v in self.model.state_dict().items()}
     if self.opt is None: self.create_opt()
     if both and with_opt and (why := _unlike(self.opt, state['opt'])): raise DataError(

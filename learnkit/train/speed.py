@@ -150,7 +150,7 @@ def fastest(times): # {name: seconds}; names begin with a precision
     "The fastest way of `times`; bf16 goes before fp16 where they are equally fast."
     return min(times, key=lambda o: times[o]*(.95 if o.startswith('bf16') else 1))
 
-# %% ../../nbs/42_train.speed.ipynb #4e9cbab0
+# %% ../../nbs/42_train.speed.ipynb #f2591a19
 class AutoPrecision(MixedPrecision):
     "Mixed precision and the layout that a probe of a few steps shows to be the fastest."
     def __init__(self, **kwargs):
@@ -167,6 +167,9 @@ class AutoPrecision(MixedPrecision):
         "Measure and keep the fastest way for the device of the batch (`xb`, `yb`), unless that was done before."
         device = xb[0].device.type
         if device in self.chosen: return
+        if torch.are_deterministic_algorithms_enabled():
+            self.take(device, 'fp32 channels_last')
+            return self.before_fit()
         if device == 'cpu': xb,yb = [tuple(o[:8] for o in b) for b in (xb, yb)]
         free = sum(p.requires_grad for p in self.model.parameters())
         times,before = measured(speed_key(self.model, xb[0], f'training {free}'), lambda: probe(self.learn, xb, yb, ways(device)))

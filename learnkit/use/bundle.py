@@ -196,7 +196,7 @@ def read_bundle(path) -> dict: # the json page
     "The facts in the bundle at `path`; raises `NotFound`, or `DataError` where it is no bundle."
     return _head(path)[0]
 
-# %% ../../nbs/71_use.bundle.ipynb #0e6e1d36
+# %% ../../nbs/71_use.bundle.ipynb #89f79978
 def _modest(o, deep=0):
     "Is `o`, of a page, nested less than ten deep, without a list of over 100,000 things and a number beyond a million?"
     if isinstance(o, (dict, list)): return deep < 10 and len(o) <= 100_000 and all(_modest(v, deep+1) for v in (o.values() if isinstance(o, dict) else o))
@@ -206,9 +206,11 @@ def _check(page, path):
     "Raise `DataError` unless each field of `page` is of its kind, and small enough."
     def _forged(what): raise DataError(f'{path}: {what}. The bundle is damaged or forged.')
     for k,t in _types.items():
+        if k not in page: _forged(f'{k} is missing')
         if not isinstance(page.get(k), t): _forged(f'{k} is {str(page.get(k))[:80]!r}, which is no {getattr(t, "__name__", None) or t[0].__name__}')
     if page['picture'] not in ('RGB', 'L'): _forged(f'picture is {page["picture"]!r}, neither RGB nor L')
     if not all(isinstance(o, str) for o in page['vocab'] or []): _forged('the class names are not all text')
+    if page['n_out'] and len(page['vocab'] or []) > page['n_out']: _forged(f'it has {len(page["vocab"])} names of classes for {page["n_out"]} answers')
     if page['model'].get('n_in') not in (None, 1, 3): _forged('its pictures have neither one colour nor three')
     sizes = [{k:v for k,v in page['model'].items() if k != 'y_range'}, *(page[k] for k in ('n_out', 'about', 'item', 'batch'))]
     if not _modest(sizes): _forged('it holds a number beyond a million, a list longer than 100,000, or tables ten deep')
@@ -253,7 +255,7 @@ def _fill(learn, path, shapes):
     except (RuntimeError, SafetensorError) as e: raise DataError(f'{wrong} ({str(e).strip()[:160]}).') from None
     if nan: raise DataError(f'{path}: {nan} holds NaN, so every answer would be none. The training that it comes from broke down.')
 
-# %% ../../nbs/71_use.bundle.ipynb #092f7254
+# %% ../../nbs/71_use.bundle.ipynb #66333518
 def _load_bundle(path, cpu=True):
     "The learner in the bundle at `path`."
     page,shapes = _head(path)
@@ -267,6 +269,7 @@ def _load_bundle(path, cpu=True):
         if isinstance(e, LearnkitError): raise
         raise DataError(f'{path}: no learner can be built from what it says ({str(e)[:160]}). The bundle is damaged or forged.') from None
     if _n_out(learn) != page['n_out']: raise DataError(f'{path}: it speaks of {page["n_out"]} answers, and the network has {_n_out(learn)}. The bundle is damaged or forged.')
+    if page['vocab'] is None and hasattr(dls, 'vocab'): raise DataError(f'{path}: vocab, the names of the classes, is missing. The bundle is damaged or forged.')
     _fill(learn, path, shapes)
     learn.dls,learn.pretrained,learn.page = dls.new_empty(),page['pretrained'],page
     if not cpu and torch.cuda.is_available(): learn.dls.to('cuda'), learn.model.cuda()
