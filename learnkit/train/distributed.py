@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['shares', 'main_first', 'ShareBatches']
 
-# %% ../../nbs/52_train.distributed.ipynb #4521eb31
+# %% ../../nbs/52_train.distributed.ipynb #d4b4b61b
 import atexit, os, re, torch, torch.distributed as dist
 from ..core import DataError, LearnkitError, atomic_path, need, say
 from collections import namedtuple
@@ -21,6 +21,7 @@ from fastai.learner import Recorder, save_model
 from fastai.torch_core import find_bs, get_model, get_random_states, num_distrib, rank_distrib, set_random_states, set_seed, to_device
 from ..settings import settings
 from .learner import TaskLearner
+from .safety import finite_or_raise
 from .speed import LAYOUTS, AutoPrecision
 
 # %% ../../nbs/52_train.distributed.ipynb #a7111a12
@@ -352,17 +353,19 @@ def distributed(
             cb._free()
             _leave(self, cb)
 
-# %% ../../nbs/52_train.distributed.ipynb #9f8e96f0
+# %% ../../nbs/52_train.distributed.ipynb #4e70ffe6
 @patch
 @delegates(save_model, but=['file', 'model', 'opt'])
 def save(
     self:TaskLearner,
     file:str, # name, without ending
     **kwargs):
-    "Write weights and optimiser to `file` in the folder `learn.path/learn.model_dir`, whole or not at all, and return the path."
+    "Write weights and optimiser to `file` in the folder `learn.path/learn.model_dir`, whole or not at all, and return the path; raises `Unwritable`, and `DataError` for weights that are not finite."
     path = Path(self.path)/self.model_dir/f'{file}.pth'
     def write():
-        with self.lock, atomic_path(path) as tmp: save_model(tmp, self.model, self.opt, **kwargs)
+        with self.lock, atomic_path(path) as tmp:
+            finite_or_raise(get_model(self.model))
+            save_model(tmp, self.model, self.opt, **kwargs)
     if hasattr(self, 'share_batches'): _by_first(write)
     elif not rank_distrib(): write()
     return path

@@ -150,7 +150,7 @@ def fastest(times): # {name: seconds}; names begin with a precision
     "The fastest way of `times`; bf16 goes before fp16 where they are equally fast."
     return min(times, key=lambda o: times[o]*(.95 if o.startswith('bf16') else 1))
 
-# %% ../../nbs/42_train.speed.ipynb #f2591a19
+# %% ../../nbs/42_train.speed.ipynb #0bf90671
 class AutoPrecision(MixedPrecision):
     "Mixed precision and the layout that a probe of a few steps shows to be the fastest."
     def __init__(self, **kwargs):
@@ -170,7 +170,8 @@ class AutoPrecision(MixedPrecision):
         if torch.are_deterministic_algorithms_enabled():
             self.take(device, 'fp32 channels_last')
             return self.before_fit()
-        if device == 'cpu': xb,yb = [tuple(o[:8] for o in b) for b in (xb, yb)]
+        n = 8 if device == 'cpu' else getattr(self.learn, 'train_part', None)
+        xb,yb = [tuple(o[:n] for o in b) for b in (xb, yb)]
         free = sum(p.requires_grad for p in self.model.parameters())
         times,before = measured(speed_key(self.model, xb[0], f'training {free}'), lambda: probe(self.learn, xb, yb, ways(device)))
         precision,layout = self.take(device, fastest(times)).split()
