@@ -28,7 +28,7 @@ RECIPES = dict(
     lapgan=('mnist_png', 32, True, 64, 70, {}, 12, FACTOR),
     diffusion=('mnist_png', 32, True, 64, 30, {}, 12, FACTOR),
     biggan=('drawn', 32, False, 32, 80, {}, 20, dict(factor=(3, 8), asked=(.80, .95))),
-    stylegan=('drawn', 32, False, 32, 68, {}, 20, dict(factor=(3, 8))))
+    stylegan=('drawn', 32, False, 32, 130, {}, 20, dict(factor=(3, 8))))
 N = 600 # samples that are compared
 MOST = 160_000 # bytes of a file with pictures
 

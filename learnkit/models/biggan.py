@@ -164,11 +164,12 @@ def ortho_penalty(
         total = total + (g - g.diag().diag()).square().sum()
     return total
 
-# %% ../../nbs/39_models.biggan.ipynb #13d0aaa2
+# %% ../../nbs/39_models.biggan.ipynb #1bc3a66c
 @generator_kind('biggan')
 class BigGAN(GAN):
     "A small BigGAN (Brock and others, 2019); raises `DataError` without classes and for a `size` that is no power of two."
     conditional,lr,mom,sqr_mom,decay = True,(4e-4,8e-4),0.,.99,.995
+    epochs = 80
     def __init__(self,
         size:int=32, # pixels a side: 16, 32, 64, …
         n_in:int=3, # channels of the pictures
@@ -270,7 +271,7 @@ class ModulatedConv(EqualConv):
         res = self.weight*self.scale*s[:,None,:,None,None]
         return res*self._norm(s)[...,None,None,None] if self.demodulate else res
 
-# %% ../../nbs/39_models.biggan.ipynb #e226158a
+# %% ../../nbs/39_models.biggan.ipynb #57a060d1
 class StyleLevel(nn.Module):
     "One level of the picture: enlarge, two convolutions (one if `first`) with noise, and a share of the colours."
     def __init__(self, n_in:int, n_out:int, w_dim:int, size:int, channels:int, first:bool=False):
@@ -280,13 +281,14 @@ class StyleLevel(nn.Module):
         self.strength = nn.Parameter(torch.zeros(len(self.convs)))
         self.register_buffer('noise', torch.randn(len(self.convs), size, size))
         self.colour = ModulatedConv(n_out, channels, w_dim, 1, demodulate=False)
+        nn.init.normal_(self.colour.weight, std=.1)
 
     def forward(self, x, rgb, w): # (B, n_in, h, w), (B, channels, h, w), (B, w_dim) -> twice the side, n_out features
         for i,(conv,strength,noise) in enumerate(zip(self.convs, self.strength, self.noise)):
             x = conv(x, w)
             if i == 0 and not self.first: x,rgb = (F.interpolate(o, scale_factor=2, mode='bilinear') for o in (x, rgb))
             if self.training: noise = torch.randn_like(x[:,:1])
-            x = _act(x + strength*noise)
+            x = _act(x + .02*strength*noise)
         return x, rgb + self.colour(x, w)
 
 # %% ../../nbs/39_models.biggan.ipynb #f594d844
@@ -316,14 +318,16 @@ class StyleGenerator(nn.Module):
         if psi != 1: w = torch.lerp(self.w_mean[0 if y is None else y].expand_as(w), w.float(), psi)
         return self.draw(w[:,None].expand(-1, len(self.levels), -1))
 
-# %% ../../nbs/39_models.biggan.ipynb #20284dd0
+# %% ../../nbs/39_models.biggan.ipynb #3218f009
 class StyleBlock(nn.Module):
     "A residual block that halves the side of a map."
     def __init__(self, n_in:int, n_out:int):
         super().__init__()
         self.conv1,self.conv2,self.skip = EqualConv(n_in, n_in),EqualConv(n_in, n_out),EqualConv(n_in, n_out, 1, bias=False)
 
-    def forward(self, x): return (F.avg_pool2d(_act(self.conv2(_act(self.conv1(x)))), 2) + self.skip(F.avg_pool2d(x, 2)))/2**.5
+    def forward(self, x): # (B, n_in, h, w) -> (B, n_out, h/2, w/2)
+        h = _act(self.conv2(F.avg_pool2d(_act(self.conv1(x)), 2)))
+        return (h + self.skip(F.avg_pool2d(x, 2)))/2**.5
 
 class StyleCritic(nn.Module):
     "Pictures, and classes where there are any, to one number for each: how real it is."
@@ -348,11 +352,12 @@ def r1_penalty(
     "The mean over pictures of the squared length of the gradient of the critic's answer; always in 32 bits."
     return slopes(lambda o: critic(o, y), x).square().mean()
 
-# %% ../../nbs/39_models.biggan.ipynb #bc26abf5
+# %% ../../nbs/39_models.biggan.ipynb #b3cf8e9e
 @generator_kind('stylegan')
 class StyleGAN(GAN):
     "A small StyleGAN2 (Karras and others, 2020), with or without classes; raises `DataError` for a `size` that is no power of two."
-    conditional,lr,mom,sqr_mom,decay = None,(2e-3,2e-3),0.,.99,.995
+    conditional,lr,mom,sqr_mom,decay = None,(4e-3,4e-3),0.,.99,.995
+    epochs = 130
     def __init__(self,
         size:int=32, # pixels a side: 16, 32, 64, …
         n_in:int=3, # channels of the pictures
@@ -361,11 +366,11 @@ class StyleGAN(GAN):
         width:int=24, # features of the generator's finest map
         critic_width:int=24, # features of the critic's finest map
         w_dim:int=64, # numbers of a style
-        mixing:float=.9, # share of pictures with two styles in training, 0 to 1
-        r1:float=.5, # weight of R1
+        mixing:float=.5, # share of pictures with two styles in training, 0 to 1
+        r1:float=.2, # weight of R1
         every:int=16, # steps from one R1 to the next
         truncation:float=1., # psi when pictures are made: 1 for all styles, 0 for the mean alone
-        augment:str='translation,cutout'): # changes to real and made pictures before the critic sees them
+        augment:str='translation'): # changes to real and made pictures before the critic sees them
         super().__init__(size, n_in, n_classes, z_dim, augment)
         self.mixing,self.r1,self.every,self.truncation = mixing,r1,every,truncation
         self.assemble(StyleGenerator(size, n_in, n_classes, z_dim, width, w_dim), StyleCritic(size, n_in, n_classes, critic_width))
