@@ -1714,6 +1714,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                  'learnkit/train/generate.py'),
                                          'learnkit.train.generate.GenerativeLearner._animate': ( 'train.generate.html#generativelearner._animate',
                                                                                                  'learnkit/train/generate.py'),
+                                         'learnkit.train.generate.GenerativeLearner._any_seed': ( 'train.generate.html#generativelearner._any_seed',
+                                                                                                  'learnkit/train/generate.py'),
                                          'learnkit.train.generate.GenerativeLearner._backward': ( 'train.generate.html#generativelearner._backward',
                                                                                                   'learnkit/train/generate.py'),
                                          'learnkit.train.generate.GenerativeLearner._class_numbers': ( 'train.generate.html#generativelearner._class_numbers',

@@ -1,10 +1,11 @@
 "What several test files share: drawings to learn from, the folder of real pictures, and a cache of their own."
-import os, threading
+import os, signal, threading
 from contextlib import contextmanager
 from pathlib import Path
 import matplotlib, pytest
 
 matplotlib.use('Agg')
+signal.signal(signal.SIGINT, signal.default_int_handler) # a shell has programs in the background ignore Ctrl-C, and tests press it
 ROOT = Path(__file__).resolve().parent.parent
 
 @contextmanager

@@ -119,7 +119,7 @@ def vae_learner(
     "A learner that describes pictures by codes and makes pictures of codes."
     return task_learner(dls.task, dls, 'vae', model_kw=dict(z_dim=z_dim, beta=beta, free_bits=free_bits, sigma=sigma, width=width), **kwargs)
 
-# %% ../../nbs/65_task.vae.ipynb #f415de16
+# %% ../../nbs/65_task.vae.ipynb #936facf0
 @patch
 def embed(
     self:VAELearner,
@@ -127,12 +127,8 @@ def embed(
     bs:int=64): # pictures at a time
     "The codes of pictures, (n, z), or (z,) for one picture; raises `DataError` for what is no picture."
     one = not (isinstance(items, (list, tuple, L)) or hasattr(items, 'one_batch') or isinstance(items, torch.Tensor) and items.ndim == 4)
-    net,training = self.model,self.model.training
-    net.eval()
-    try:
-        with self.lock, torch.inference_mode(): codes = [net.encode(x)[0].cpu() for x in self._batches([items] if one else items, bs)]
-    finally: net.train(training)
-    res = torch.cat([torch.zeros(0, net.z_dim), *codes])
+    with self.at_rest() as net, torch.inference_mode(): codes = [net.encode(x)[0].cpu() for x in self._batches([items] if one else items, bs)]
+    res = torch.cat([torch.zeros(0, self.model.z_dim), *codes])
     return res[0] if one else res
 
 # %% ../../nbs/65_task.vae.ipynb #3c7e07b8

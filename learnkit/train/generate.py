@@ -6,8 +6,8 @@
 __all__ = ['Pictures', 'to_bytes', 'to_pictures', 'picture_rng', 'EpochSeeds', 'Averages', 'average_into', 'SampleKeeper',
            'spread', 'Watch', 'check_losses', 'OwnLosses', 'Part', 'GenerativeLearner', 'on_arc']
 
-# %% ../../nbs/53_train.generate.ipynb #22f15bb1
-import inspect, random, numpy as np, torch
+# %% ../../nbs/53_train.generate.ipynb #ebd65feb
+import inspect, random, threading, numpy as np, torch
 from ..core import DataError, atomic_path, choose, say
 from fastcore.all import *
 from pathlib import Path
@@ -266,7 +266,14 @@ def made(
             for a,b in zip(z.split(bs), z.split(bs) if y is None else y.split(bs))]
     return torch.cat(parts).clone()
 
-# %% ../../nbs/53_train.generate.ipynb #4c59c788
+# %% ../../nbs/53_train.generate.ipynb #f12780c2
+@patch
+def _any_seed(self:GenerativeLearner):
+    "A seed that nobody has chosen."
+    mine = self._worker in (None, threading.get_ident())
+    return int(torch.randint(2**31, ())) if mine else random.SystemRandom().randrange(2**31)
+
+# %% ../../nbs/53_train.generate.ipynb #97164b6f
 @patch
 def sample_tensor(
     self:GenerativeLearner,
@@ -277,7 +284,7 @@ def sample_tensor(
     **kwargs): # for the network's `generate`
     "Pictures (n, C, H, W) on the processor, from -1 to 1, and the numbers of their classes (n,), or `None`."
     if not isinstance(n, int) or n < 1: raise DataError(f'n={n!r} is no number of pictures: give 1 or more.')
-    seed = int(torch.randint(2**31, ())) if seed is None else seed
+    seed = self._any_seed() if seed is None else seed
     z,y = self._starts([(seed, i) for i in range(n)], self._class_numbers(label, n))
     return self.made(z, y, bs, **kwargs),y
 
@@ -357,7 +364,7 @@ def _animate(self:GenerativeLearner, path):
     frames = [to_pictures(a).grid(zoom=2).convert('P') for _,a in self.kept]
     with atomic_path(path) as tmp: frames[0].save(tmp, format='gif', save_all=True, append_images=frames[1:], duration=250, loop=0)
 
-# %% ../../nbs/53_train.generate.ipynb #c58bb8d4
+# %% ../../nbs/53_train.generate.ipynb #9cb02929
 @patch
 def predict(
     self:GenerativeLearner,
@@ -368,7 +375,7 @@ def predict(
     many = isinstance(item, (list, L)) or inspect.isgenerator(item)
     items = list(item) if many else [item]
     if not items: return []
-    seeds = [(o, 0) if isinstance(o, int) else (int(torch.randint(2**31, ())), 0) if o is None else (seed, i) for i,o in enumerate(items)]
+    seeds = [(o, 0) if isinstance(o, int) else (self._any_seed(), 0) if o is None else (seed, i) for i,o in enumerate(items)]
     labels = [self._class_numbers(o, 1)[0] if isinstance(o, str) else None for o in items]
     z,y = self._starts(seeds, labels)
     x = self.made(z, y, bs)

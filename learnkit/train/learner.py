@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TaskLearner', 'task_learner', 'body_of', 'three_groups']
 
-# %% ../../nbs/50_train.learner.ipynb #c1d92334
+# %% ../../nbs/50_train.learner.ipynb #76bfb47e
 import sys, torch
 from ..core import DataError, NotFound, atomic_path, say
 from copy import copy
@@ -17,8 +17,7 @@ from fastai.callback.core import CancelEpochException
 from fastai.callback.schedule import LRFinder, ParamScheduler
 from fastai.data.transforms import Normalize
 from fastai.imports import noop
-from fastai.learner import Learner, defaults, replacing_yield
-from fastai.torch_core import join_path_file
+from fastai.learner import Learner, defaults, replacing_yield, save_model
 from fasttransform import Pipeline
 from ..data.loaders import ThreadDL
 from ..data.show import show_grid
@@ -263,19 +262,17 @@ def compile(self:TaskLearner, **kwargs): # for `torch.compile`: `backend`, `mode
     self.model.compile(**kwargs)
     return self
 
-# %% ../../nbs/50_train.learner.ipynb #5acf3672
-_save = Learner.save
-
+# %% ../../nbs/50_train.learner.ipynb #fe24d870
 @patch
-@delegates(_save)
+@delegates(save_model, but=['file', 'model', 'opt'])
 def save(self:TaskLearner, file, **kwargs): # name, for a file below `path`/`model_dir`
     "Save weights and the optimiser's state, whole or not at all, and return the path; raises `Unwritable`, and `DataError` for weights that are not finite."
     finite_or_raise(self.model)
-    path = join_path_file(file, Path(self.path)/self.model_dir, ext='.pth')
-    with atomic_path(path) as tmp: _save(self, tmp.absolute().with_suffix(''), **kwargs)
+    path = Path(self.path)/self.model_dir/f'{file}.pth'
+    with atomic_path(path) as tmp: save_model(tmp, self.model, self.opt, **kwargs)
     return path
 
-# %% ../../nbs/50_train.learner.ipynb #ab6680b8
+# %% ../../nbs/50_train.learner.ipynb #b433d20f
 def _unlike(opt, state):
     "Why the optimiser `opt` can't go on from `state`, in words; empty if it can."
     ps,here,there = [p for p,*_ in opt.all_params()],*([sorted(h) for h in o] for o in (opt.hypers, state['hypers']))
@@ -297,7 +294,7 @@ def load(
     strict:bool=True, # raise an error for missing or additional weights
     weights_only:bool=True): # a file of `save` is never read in another way
     "Load what `save` wrote and return the learner; raises `NotFound` where there is no such file, and `DataError` where it does not fit."
-    path = join_path_file(file, Path(self.path)/self.model_dir, ext='.pth')
+    path = Path(self.path)/self.model_dir/f'{file}.pth'
     if not path.is_file(): raise NotFound(f'There is no file {path}. `save` writes into {path.parent}.')
     state = read_torch(path, device or next(self.model.parameters()).device)
     both,was = set(state) == {'model', 'opt'},{k:v.detach().clone() for k,v in self.model.state_dict().items()}
