@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np, pytest
 from corpus.build import PICTURES, oriented, packed, put, scene
 from learnkit.cli import main
-from learnkit.core import DataError, NotFound
+from learnkit.core import DataError, LearnkitError, NotFound
 from learnkit.data.check import DataReport, check_data
 from learnkit.data.images import check_image, image_files, image_notes, open_image
 from learnkit.data.masks import read_masks
@@ -356,7 +356,7 @@ def small_disk(tmp_path):
     subprocess.run(['umount', '-l', d])
 
 @pytest.mark.skipif(shutil.which('mount') is None, reason='needs mount')
-@pytest.mark.parametrize('fmt,words', [pytest.param('WEBP', 'was not written', marks=pytest.mark.fault('F9', 'disk full while the repaired copy is written')),
+@pytest.mark.parametrize('fmt,words', [pytest.param('WEBP', 'could not be written, since the disk is full', marks=pytest.mark.fault('F9', 'disk full while the repaired copy is written')),
     pytest.param('PNG', 'MB are free', marks=pytest.mark.fault('F9', 'disk too small for the repaired copy'))])
 def test_a_full_disk(tmp_path, small_disk, fmt, words):
     for i in range(6):
@@ -366,7 +366,7 @@ def test_a_full_disk(tmp_path, small_disk, fmt, words):
             im.save(tmp_path/'a'/k/f'{i}.{fmt.lower()}', fmt, save_all=True, append_images=[noise(99, 400)], quality=20)
     report = check_data(tmp_path/'a', near=False)
     before = state(tmp_path/'a')
-    with pytest.raises(DataError, match=words): fix_data(report, small_disk/'new')
+    with pytest.raises(LearnkitError, match=words): fix_data(report, small_disk/'new')
     assert not any(small_disk.iterdir()) and state(tmp_path/'a') == before
     assert fix_data(report, tmp_path/'new').pictures == 12
 

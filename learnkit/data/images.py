@@ -374,12 +374,13 @@ def image_size(
     def size(im): return im.size[::-1] if (im.format != 'PNG' or 'exif' in im.info) and _orientation(im) in (5, 6, 7, 8) else im.size
     with _open_file(path) as f: return _decode(f, path, size)
 
-# %% ../../nbs/10_data.images.ipynb #186b85d1
+# %% ../../nbs/10_data.images.ipynb #5f45806f
 def image_notes(
     path # of a picture file
     ) -> list: # of ends of sentences
     "What is unusual about the picture at `path` though it can be used; raises as `open_image` does."
     def notes(im, f):
+        _check_size(im)
         fmt,frames,deep = im.format,getattr(im, 'n_frames', 1),im.mode == 'F' or im.mode.startswith('I')
         ext,turn = Path(path).suffix.lower(),_orientation(im)
         w,h = im.size
@@ -388,6 +389,7 @@ def image_notes(
         if deep: yield 'has more than 8 bits a channel and is scaled'
         if im.has_transparency_data: yield 'is partly transparent and is laid on white'
         if turn in _turns: yield f'is turned upright (orientation {turn})'
+        if im.info.get('exif') and not im.getexif(): yield 'has an EXIF block in which nothing can be read, so it is taken as upright'
         if min(w, h) < 8: yield f'is tiny ({w} by {h} pixels)'
         if max(w, h) > 10*min(w, h): yield f'is a strip ({w} by {h} pixels)'
         if fmt in ('JPEG', 'PNG', 'GIF', 'WEBP') and not _ends_well(im, f): yield 'does not end as it should'
