@@ -164,12 +164,11 @@ def ortho_penalty(
         total = total + (g - g.diag().diag()).square().sum()
     return total
 
-# %% ../../nbs/39_models.biggan.ipynb #1bc3a66c
+# %% ../../nbs/39_models.biggan.ipynb #f577d1aa
 @generator_kind('biggan')
 class BigGAN(GAN):
     "A small BigGAN (Brock and others, 2019); raises `DataError` without classes and for a `size` that is no power of two."
-    conditional,lr,mom,sqr_mom,decay = True,(4e-4,8e-4),0.,.99,.995
-    epochs = 80
+    conditional,epochs,lr,mom,sqr_mom,decay = True,80,(4e-4,8e-4),0.,.99,.995
     def __init__(self,
         size:int=32, # pixels a side: 16, 32, 64, …
         n_in:int=3, # channels of the pictures
@@ -318,7 +317,7 @@ class StyleGenerator(nn.Module):
         if psi != 1: w = torch.lerp(self.w_mean[0 if y is None else y].expand_as(w), w.float(), psi)
         return self.draw(w[:,None].expand(-1, len(self.levels), -1))
 
-# %% ../../nbs/39_models.biggan.ipynb #3218f009
+# %% ../../nbs/39_models.biggan.ipynb #02c54517
 class StyleBlock(nn.Module):
     "A residual block that halves the side of a map."
     def __init__(self, n_in:int, n_out:int):
@@ -326,8 +325,7 @@ class StyleBlock(nn.Module):
         self.conv1,self.conv2,self.skip = EqualConv(n_in, n_in),EqualConv(n_in, n_out),EqualConv(n_in, n_out, 1, bias=False)
 
     def forward(self, x): # (B, n_in, h, w) -> (B, n_out, h/2, w/2)
-        h = _act(self.conv2(F.avg_pool2d(_act(self.conv1(x)), 2)))
-        return (h + self.skip(F.avg_pool2d(x, 2)))/2**.5
+        return (_act(self.conv2(F.avg_pool2d(_act(self.conv1(x)), 2))) + self.skip(F.avg_pool2d(x, 2)))/2**.5
 
 class StyleCritic(nn.Module):
     "Pictures, and classes where there are any, to one number for each: how real it is."
@@ -352,12 +350,11 @@ def r1_penalty(
     "The mean over pictures of the squared length of the gradient of the critic's answer; always in 32 bits."
     return slopes(lambda o: critic(o, y), x).square().mean()
 
-# %% ../../nbs/39_models.biggan.ipynb #b3cf8e9e
+# %% ../../nbs/39_models.biggan.ipynb #e3ae443e
 @generator_kind('stylegan')
 class StyleGAN(GAN):
     "A small StyleGAN2 (Karras and others, 2020), with or without classes; raises `DataError` for a `size` that is no power of two."
-    conditional,lr,mom,sqr_mom,decay = None,(4e-3,4e-3),0.,.99,.995
-    epochs = 130
+    conditional,epochs,lr,mom,sqr_mom,decay = None,130,(4e-3,4e-3),0.,.99,.995
     def __init__(self,
         size:int=32, # pixels a side: 16, 32, 64, …
         n_in:int=3, # channels of the pictures
