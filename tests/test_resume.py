@@ -83,6 +83,18 @@ def test_stops_between_steps(event, n, drawings, tmp_path, whole):
     with pytest.raises(KeyboardInterrupt): trained('two stages', drawings, tmp_path/'c', stop=n, event=event, seed=11)
     assert same(weights(trained('two stages', drawings, tmp_path/'c')), whole('two stages')[0])
 
+@pytest.mark.fault('F7', 'Ctrl-C, and the same cell again')
+@pytest.mark.parametrize('n', [1, 3, 7])
+def test_the_same_learner_goes_on(n, drawings, tmp_path, whole):
+    set_seed(11)
+    torch.manual_seed(3)
+    learn = classes(drawings)
+    learn.to_precision('fp32').add_cb(Stop(n))
+    with pytest.raises(KeyboardInterrupt): learn.fine_tune(2, checkpoint=tmp_path/'c')
+    learn.remove_cbs(Stop)
+    learn.fine_tune(2, checkpoint=tmp_path/'c')
+    assert same(weights(learn), whole('two stages')[0])
+
 @pytest.mark.fault('F7', 'stopped three times')
 def test_stops_again_and_again(drawings, tmp_path, whole):
     for n in (2, 3, 4):
@@ -92,7 +104,7 @@ def test_stops_again_and_again(drawings, tmp_path, whole):
 @pytest.mark.fault('F7', 'stopped between two files', lost='the minutes since the last file')
 def test_files_every_few_minutes_only(drawings, tmp_path, whole):
     with pytest.raises(KeyboardInterrupt): trained('two stages', drawings, tmp_path/'c', stop=7, minutes=60, seed=11)
-    assert [o.name for o in Checkpoints(tmp_path/'c').files()] == ['1-00000-0000000.safetensors'] # of the stage's start
+    assert [o.name for o in Checkpoints(tmp_path/'c').files()] == ['0-00000-0000000.safetensors', '1-00000-0000000.safetensors'] # of the start, and of the second stage's
     learn = trained('two stages', drawings, tmp_path/'c', minutes=60)
     assert same(weights(learn), whole('two stages')[0])
 

@@ -160,12 +160,14 @@ def _set_ways(learn, ways):
     cb = first(learn.cbs, risinstance(AutoPrecision))
     for device,way in ways.items() if cb is not None else (): cb.take(device, way)
 
-# %% ../../nbs/45_train.resume.ipynb #c334ff3b
+# %% ../../nbs/45_train.resume.ipynb #b6bff483
 @patch
 def before_fit(self:Checkpoints):
     self.written,self.stepped,self.trained,self.skip = time.monotonic(),False,False,0
     self.first = {k:_memory(o) for k,o in self._others().items()}
-    if self.found is None: return set_seed(stage_seed(self.seed, self.stage))
+    if self.found is None:
+        if not self.stage: self.write(0, 0)
+        return set_seed(stage_seed(self.seed, self.stage))
     (tensors,page),self.found = self.found,None
     _,self.learn.first_epoch,self.skip = page['place']
     self.put(tensors, page)
