@@ -326,7 +326,6 @@ def test_the_optimiser_does_not_fit(make, monkeypatch):
 def test_the_cache_shrinks_first(make):
     learn = make(bs=32)
     kept = learn.dls.train.kept
-    if not hasattr(kept, 'shrink'): pytest.skip('this cache cannot shrink')
     learn.fit(1)
     n = len(kept)
     learn.model[1].register_forward_hook(lambda *a: (_ for _ in ()).throw(MemoryError('no room')) if len(kept) > n//2 else None)

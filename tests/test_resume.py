@@ -139,6 +139,11 @@ def test_a_folder_that_is_a_file(drawings, tmp_path):
     (tmp_path/'c').write_text('x')
     with pytest.raises(DataError, match='is a file'): classes(drawings).fine_tune(1, checkpoint=tmp_path/'c')
 
+def test_several_processes_are_refused(drawings, tmp_path, monkeypatch):
+    monkeypatch.setattr('learnkit.train.resume.num_distrib', lambda: 2)
+    with pytest.raises(DataError, match='one process.*several'): classes(drawings).fine_tune(1, checkpoint=tmp_path/'c')
+    assert not (tmp_path/'c').exists()
+
 @pytest.mark.parametrize('how', [pytest.param(o, marks=pytest.mark.fault('F8', f'the newest file is {o}')) for o in ('cut', 'empty', 'garbage')])
 def test_a_damaged_file_is_passed_over(how, drawings, tmp_path, whole):
     with pytest.raises(KeyboardInterrupt): trained('two stages', drawings, tmp_path/'c', stop=6, seed=11)

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['shares', 'main_first', 'ShareBatches']
 
-# %% ../../nbs/52_train.distributed.ipynb #d4b4b61b
+# %% ../../nbs/52_train.distributed.ipynb #f71b7eaf
 import atexit, os, re, torch, torch.distributed as dist
-from ..core import DataError, LearnkitError, atomic_path, need, say
+from ..core import DataError, LearnkitError, need, say
 from collections import namedtuple
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from datetime import timedelta
@@ -17,11 +17,10 @@ from fastai import torch_core
 from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.core import Callback
 from fastai.data.load import DataLoader
-from fastai.learner import Recorder, save_model
+from fastai.learner import Recorder
 from fastai.torch_core import find_bs, get_model, get_random_states, num_distrib, rank_distrib, set_random_states, set_seed, to_device
 from ..settings import settings
 from .learner import TaskLearner
-from .safety import finite_or_raise
 from .speed import LAYOUTS, AutoPrecision
 
 # %% ../../nbs/52_train.distributed.ipynb #a7111a12
@@ -353,9 +352,11 @@ def distributed(
             cb._free()
             _leave(self, cb)
 
-# %% ../../nbs/52_train.distributed.ipynb #4e70ffe6
+# %% ../../nbs/52_train.distributed.ipynb #d8f607aa
+_save = TaskLearner.save
+
 @patch
-@delegates(save_model, but=['file', 'model', 'opt'])
+@delegates(_save)
 def save(
     self:TaskLearner,
     file:str, # name, without ending
@@ -363,9 +364,7 @@ def save(
     "Write weights and optimiser to `file` in the folder `learn.path/learn.model_dir`, whole or not at all, and return the path; raises `Unwritable`, and `DataError` for weights that are not finite."
     path = Path(self.path)/self.model_dir/f'{file}.pth'
     def write():
-        with self.lock, atomic_path(path) as tmp:
-            finite_or_raise(get_model(self.model))
-            save_model(tmp, self.model, self.opt, **kwargs)
+        with self.lock: _save(self, file, **kwargs)
     if hasattr(self, 'share_batches'): _by_first(write)
     elif not rank_distrib(): write()
     return path

@@ -5,17 +5,18 @@
 # %% auto #0
 __all__ = ['rng_state', 'set_rng_state', 'stage_seed', 'write_state', 'read_state', 'Checkpoints', 'checkpointed', 'Stages']
 
-# %% ../../nbs/45_train.resume.ipynb #c419d6f4
-import json, numpy as np, random, time, torch
+# %% ../../nbs/45_train.resume.ipynb #35f0268d
+import hashlib, json, numpy as np, os, random, time, torch
 from fastcore.all import *
 from contextlib import contextmanager
 from pathlib import Path
 from fastai.callback.core import Callback
 from fastai.optimizer import Optimizer
-from fastai.torch_core import set_seed
+from fastai.torch_core import num_distrib, set_seed
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from ..core import DataError, atomic_path, say
+from .safety import is_finite
 from .speed import AutoPrecision
 
 # %% ../../nbs/45_train.resume.ipynb #e0c8d190
@@ -127,12 +128,12 @@ class Checkpoints(Callback):
             try: return read_state(o)
             except DataError as e: say(f'{e} The one before it is taken.')
 
-# %% ../../nbs/45_train.resume.ipynb #c66b6b17
+# %% ../../nbs/45_train.resume.ipynb #962feb2e
 @patch
 def write(self:Checkpoints, epoch, step, done=False):
     "Write the file of a place: `step` batches of the epoch with the number `epoch` are done."
     model = {f'model.{k}':v for k,v in self.model.state_dict().items()}
-    if not all(torch.isfinite(o).all() for o in model.values() if o.is_floating_point()): return say('checkpoint: not written, since weights are not finite')
+    if not is_finite(self.model): return say('checkpoint: not written, since weights are not finite')
     opt,words = _opt_state(self.opt)
     rng,plain = rng_state()
     learn = dict(train_iter=self.train_iter, pct_train=self.pct_train, history=_plain(self.learn.history))
@@ -251,7 +252,7 @@ def batches(self:Checkpoints, dl):
     try: yield from enumerate(dl, n)
     finally: dl.get_idxs = order
 
-# %% ../../nbs/45_train.resume.ipynb #2cc9964a
+# %% ../../nbs/45_train.resume.ipynb #bc07eaf7
 @contextmanager
 def checkpointed(
     learn, # a `TaskLearner`
@@ -260,6 +261,7 @@ def checkpointed(
     "A block whose training is written into a folder and goes on from there; raises `DataError` if the folder holds another training."
     if checkpoint is None: return (yield)
     cb = checkpoint if isinstance(checkpoint, Checkpoints) else Checkpoints(checkpoint)
+    if num_distrib() > 1: raise DataError('checkpoint= is for a training in one process, and here are several. Leave it out, and save with SaveModelCallback.')
     if cb.folder.exists() and not cb.folder.is_dir(): raise DataError(f'{cb.folder} is a file; checkpoint= takes the name of a folder.')
     cb.stage,cb.about,cb.found,cb.seed = 0,_about(learn) | about,cb.newest(),int(torch.randint(2**31, ()))
     with learn.added_cbs(cb):
@@ -290,13 +292,13 @@ class Stages:
         self.cb.stage += 1
         self.cb.write(0, 0)
 
-# %% ../../nbs/45_train.resume.ipynb #d8f685f9
+# %% ../../nbs/45_train.resume.ipynb #93a698d4
 def _about(learn):
     "What tells the training of `learn` from others."
     names = [str(getattr(o, 'image', o)) for dl in learn.dls.loaders for o in getattr(dl, 'items', []) if isinstance(getattr(o, 'image', o), (str, Path))]
     n = [len(dl.dataset) for dl in learn.dls.loaders]
     shapes = {k:list(v.shape) for k,v in learn.model.state_dict().items()}
-    sums = [stage_seed(len(o), *o.encode()[:200_000]) for o in ('\n'.join(names), json.dumps(shapes))]
+    sums = [hashlib.sha256(os.fsencode(o)).hexdigest()[:16] for o in ('\n'.join(names), json.dumps(shapes))]
     return dict(network=str(learn.arch), task=learn.task.name if hasattr(learn, 'task') else '', pictures=n, names=sums[0], layers=sums[1], batch=learn.dls.train.bs)
 
 def _go_on(learn, cb):
