@@ -155,7 +155,8 @@ class Fastais(lk.Transform):
     def __call__(self, b, split_idx=None, **kwargs): return b if split_idx == 1 else lk.compose_tfms(b, self.tfms, split_idx=split_idx)
 
 def test_the_default_is_what_fastai_does(drawings, tmp_path, one_thread):
-    "Same seed, same weights: fastai's loader, variation and optimiser lead where learnkit's lead, up to rounding."
+    "Same seed, same weights: fastai's loader, variation and optimiser lead where learnkit's lead, up to rounding, if memory is laid out in the same way."
+    from fastai.callback.channelslast import ChannelsLast
     from fastai.data.block import DataBlock as FastaiBlock
     from fastai.learner import Learner
     from learnkit.data.loaders import split_records
@@ -169,14 +170,14 @@ def test_the_default_is_what_fastai_does(drawings, tmp_path, one_thread):
         dls = block(**kw).dataloaders(rs, bs=16, num_workers=0, device=torch.device('cpu'))
         lk.set_seed(7)
         if block is FastaiBlock:
-            model = lk.classification_model(None, dls, ps=.25)
+            model = lk.classification_model(None, dls, ps=.25).to(memory_format=torch.channels_last)
             norm = lk.Normalize.from_stats(model[0].mean, model[0].std, cuda=False)
             dls.add_tfms([norm], 'after_batch')
-            learn = Learner(dls, model, loss_func=lk.CrossEntropyLossFlat(), splitter=lk.three_groups, metrics=lk.error_rate)
+            learn = Learner(dls, model, loss_func=lk.CrossEntropyLossFlat(), splitter=lk.three_groups, metrics=lk.error_rate, cbs=ChannelsLast())
             learn.freeze()
         else: learn = lk.classification_learner(dls, precision='fp32', path=tmp_path/'work')
         for dl in dls.loaders: dl.rng.seed(3)
         lk.set_seed(8)
         with learn.no_bar(), learn.no_logging(): learn.fine_tune(1, base_lr=1e-3, lr_mult=10)
         ends.append(torch.cat([o.detach().flatten() for o in learn.model.parameters()]))
-    assert (ends[0]-ends[1]).norm()/ends[0].norm() < 1e-4
+    assert (ends[0]-ends[1]).norm()/ends[0].norm() < 1e-6

@@ -367,8 +367,10 @@ def ask_in_forks(data, threads):
     learn = classes(data)
     qs = questions(learn, 4)
     learn.fit(1)
+    torch.set_num_threads(1) # as in a forked process: bits are promised for the same number of threads
     alone = [bits(o) for o in learn.predict(qs)]
     one = [bits(learn.predict(o)) for o in qs]
+    torch.set_num_threads(threads)
     got = [forked(lambda: ([bits(o) for o in learn.predict(qs)], [bits(learn.predict(o)) for o in qs])) for _ in range(3)]
     print('same' if all(o == (alone, one) for o in got) else 'different')
 

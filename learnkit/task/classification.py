@@ -10,7 +10,7 @@ __all__ = ['classification', 'multilabel', 'regression', 'cnn_learner', 'classif
            'vision_learner']
 
 # %% ../../nbs/60_task.classification.ipynb #67635687
-import numpy as np, torch
+import torch
 from ..core import DataError, Task, checked, register
 from fastcore.all import *
 from pathlib import Path
@@ -73,7 +73,7 @@ def _decode_class(preds, dls, sizes):
     "Probabilities (N, C) -> label, its probability, and all of them by name."
     ps = preds.float().tolist()
     vocab = list(map(str, dls.vocab))
-    return [dict(label=vocab[(i := int(np.argmax(p)))], prob=p[i], probs=dict(zip(vocab, p))) for p in ps]
+    return [dict(label=vocab[(i := p.index(max(p)))], prob=p[i], probs=dict(zip(vocab, p))) for p in ps]
 
 def class_blocks(vocab=None, picture=PILImage): return ImageBlock(picture), CategoryBlock(vocab=vocab, sort=vocab is None)
 

@@ -98,10 +98,10 @@ def _picture_type(dls):
 def _plain(dl):
     "Mean and deviation, of numbers from 0 to 255, if the validation transforms of `dl` are `Resize`, float and `Normalize`; else `None`."
     if not isinstance(dl, ThreadDL) or not isinstance(dl.fit, tuple) or [type(o) for o in dl.after_item.fs] != [Resize, ToTensor]: return None
-    fs,mean,std = [o for o in dl.after_batch.fs if getattr(o, 'split_idx', None) != 0],torch.tensor(0.),torch.tensor(1.)
+    fs,mean,std = [o for o in dl.after_batch.fs if getattr(o, 'split_idx', None) != 0],torch.zeros(1),torch.ones(1)
     if not fs or type(fs[0]) is not IntToFloatTensor or len(fs) > 2 or not all(type(o) is Normalize for o in fs[1:]): return None
-    if len(fs) == 2: mean,std = fs[1].mean[0],fs[1].std[0]
-    return mean*fs[0].div, std*fs[0].div
+    if len(fs) == 2: mean,std = fs[1].mean,fs[1].std
+    return [tuple((o*fs[0].div).flatten().tolist()) for o in (mean, std)]
 
 # %% ../../nbs/51_train.predict.ipynb #ac506ed9
 def _pixels(item, mode, fit, resize):
@@ -109,6 +109,11 @@ def _pixels(item, mode, fit, resize):
     im = open_fitted(item, mode, fit)
     a = np.array(im if im.size == resize.size else copy(resize)(PILImage(im), split_idx=1))
     return torch.from_numpy(a if a.ndim == 3 else a[...,None])
+
+@functools.lru_cache(16)
+def _row(numbers, n, device):
+    "The `numbers` of the colours over and over again, `n` in all: what a row of pixels needs."
+    return torch.tensor(numbers, device=device).repeat(n//len(numbers))
 
 def _in_threads(f, items):
     "`f` of each of `items`, by as many threads as PyTorch uses."
@@ -123,7 +128,7 @@ def _inputs(self:TaskLearner, items):
     if (numbers := _plain(dl)) is not None:
         mode = kind._open_args.get('mode', 'RGB')
         x = torch.stack(_in_threads(lambda o: _pixels(o, mode, dl.fit, dl.after_item.fs[0]), items)).to(device)
-        mean,std = (o.to(device).expand(x.shape[3], 1, 1).flatten().repeat(x.shape[2]) for o in numbers)
+        mean,std = (_row(o, x.shape[2]*x.shape[3], device) for o in numbers)
         return TensorImage(x.flatten(2).float().sub_(mean).div_(std).view(x.shape).permute(0, 3, 1, 2))
     each,batch = (Pipeline([copy(f) for f in o.fs if getattr(f, 'split_idx', None) != 0], split_idx=1) for o in (dl.after_item, dl.after_batch))
     one = [each((kind.create(o),))[0] for o in items]
@@ -313,7 +318,8 @@ def _predict_batch(self:TaskLearner, items, with_input=False, net=None):
     if with_input: full = [(o[0], o[1:]) for o in self.dls.valid.decode_batch((to_device(x, 'cpu'), *tuplify(dec)), max_n=len(items))]
     else: full = [(None, self._words(tuplify(_nth(dec, i)))) for i in range(len(items))]
     facts = self.task.decode(preds, self.dls, map(size_of_item, items))
-    def _p(i, y): return Prediction((getattr(facts[i], 'answer', detuplify(y)), _nth(dec, i), _nth(preds, i)), facts[i], items[i], self.show, getattr(self.dls, 'vocab', None))
+    vocab = getattr(self.dls, 'vocab', None)
+    def _p(i, y): return Prediction((getattr(facts[i], 'answer', detuplify(y)), _nth(dec, i), _nth(preds, i)), facts[i], items[i], self.show, vocab)
     return [(im, _p(i, y)) for i,(im,y) in enumerate(full)], net
 
 def size_of_item(item):

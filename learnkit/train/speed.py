@@ -8,7 +8,9 @@ __all__ = ['DTYPES', 'LAYOUTS', 'MixedPrecision', 'seconds', 'has_fast_bf16', 'w
            'packed', 'ask', 'for_answers']
 
 # %% ../../nbs/42_train.speed.ipynb #38d74d0e
-import hashlib, json, platform, threading, time, torch
+import hashlib, json, operator, platform, threading, time, torch
+import torch.nn.functional as F
+from collections import Counter
 from copy import deepcopy
 from ..core import atomic_path, choose, say
 from ..settings import settings
@@ -292,12 +294,17 @@ def shortened(net, dtype, several=False): # several: does it give several tensor
 # %% ../../nbs/42_train.speed.ipynb #cd3a9cd6
 class PackedConv(nn.Module):
     "The convolution `conv` on a CPU, its weights brought into oneDNN's order once, for inputs of `shape` (B, C, H, W)."
-    def __init__(self, conv, shape):
+    def __init__(self, conv, shape, then='none'): # then: 'relu' if one follows
         super().__init__()
-        self.conv,self.shape,self.how = conv,shape,(conv.padding, conv.stride, conv.dilation, conv.groups)
+        self.conv,self.shape,self.then,self.how = conv,shape,then,(conv.padding, conv.stride, conv.dilation, conv.groups)
         self.weight = torch.ops.mkldnn._reorder_convolution_weight(conv.weight, *self.how, shape)
-    def forward(self, x): return torch.ops.mkldnn._convolution_pointwise(x, self.weight, self.conv.bias, *self.how, 'none', [], '')
-    def __reduce__(self): return PackedConv, (self.conv, self.shape)
+
+    def forward(self, x, more=None): # more: what is added to the answer before `then`
+        ws = self.weight,self.conv.bias,*self.how
+        if more is None: return torch.ops.mkldnn._convolution_pointwise(x, *ws, self.then, [], '')
+        return torch.ops.mkldnn._convolution_pointwise(x, more, *ws, 'add', None, self.then if self.then == 'relu' else None, [], None)
+
+    def __reduce__(self): return PackedConv, (self.conv, self.shape, self.then)
 
 def packed(net, x):
     "A copy of `net` whose convolutions are `PackedConv`s for batches like `x`."
@@ -309,6 +316,42 @@ def packed(net, x):
         for k,c in m.named_children():
             if c in shapes and c.padding_mode == 'zeros' and not isinstance(c.padding, str): setattr(m, k, PackedConv(c, shapes[c]))
     return res
+
+# %% ../../nbs/42_train.speed.ipynb #cfc3efaa
+_sums = operator.add,operator.iadd,torch.add
+
+def _is_relu(n, parts):
+    return n.target in ('relu', 'relu_', F.relu, torch.relu) and n.op != 'call_module' or n.op == 'call_module' and type(parts[n.target]) is nn.ReLU
+
+def _then(n): return first(n.users) if len(n.users) == 1 else None
+
+def _into(u, n):
+    "Take step `u`, which `n` does from now on, out of the graph, and return the one that comes next."
+    u.replace_all_uses_with(n)
+    u.graph.erase_node(u)
+    return _then(n)
+
+# %% ../../nbs/42_train.speed.ipynb #71c440f9
+def _join(g):
+    "Do what `_joined` says with one `GraphModule`, in place."
+    parts,at,calls = dict(g.named_modules()),{n:i for i,n in enumerate(g.graph.nodes)},Counter(n.target for n in g.graph.nodes if n.op == 'call_module')
+    for n in [o for o in at if o.op == 'call_module' and calls[o.target] == 1 and isinstance(parts[o.target], PackedConv)]:
+        u = _then(n)
+        if u is not None and u.target in _sums and len(u.args) == 2 and not u.kwargs:
+            more = first(o for o in u.args if o is not n)
+            if at.get(more, len(at)) > at[n]: continue
+            n.args = *n.args,more
+            u = _into(u, n)
+        if u is not None and _is_relu(u, parts):
+            parts[n.target].then = 'relu'
+            _into(u, n)
+    g.recompile()
+
+def _joined(net):
+    "`net` in which each `PackedConv` does the sum and the ReLU that come after it, where PyTorch could follow the steps."
+    for o in [*net.modules()]:
+        if isinstance(o, GraphModule): _join(o)
+    return net
 
 # %% ../../nbs/42_train.speed.ipynb #e17e126b
 def ask(net, x):
@@ -337,5 +380,7 @@ def for_answers(
     copy = (_same(lambda: folded(net), x, truth) or deepcopy(net).requires_grad_(False)).to(memory_format=layout)
     for k in precisions:
         res[k] = shortened(deepcopy(copy), DTYPES[k], several).to(memory_format=layout)
-        if pack and x.device.type == 'cpu' and (p := _same(lambda: packed(res[k], x), x, ask(res[k], x))) is not None: res[f'{k} packed'] = p
+        if not pack or x.device.type != 'cpu': continue
+        made = (_same(lambda: f(packed(res[k], x)), x, ask(res[k], x)) for f in (_joined, noop))
+        if (p := first(made, lambda o: o is not None)) is not None: res[f'{k} packed'] = p
     return res
