@@ -204,6 +204,18 @@ def test_answers_during_fast_training(drawings):
         while t.is_alive(): assert within(lambda: learn.predict(q))[2].shape == truth
     assert same_training(alone, learn)
 
+LOOKS = dict(features=lambda l, q: lk.features(l, [q]), picture_features=lambda l, q: lk.picture_features([q], l), grad_cam=lambda l, q: l.grad_cam(q))
+
+@pytest.mark.parametrize('verb', [pytest.param(k, marks=fault('F18', f'{k} while another thread trains')) for k in LOOKS])
+def test_looks_during_training(verb, drawings):
+    "What looks into the network works meanwhile, and leaves the training as it is."
+    alone,learn,n = quiet(classes, drawings),classes(drawings),0
+    with training(learn) as (t,_):
+        while t.is_alive():
+            within(lambda: LOOKS[verb](learn, questions(learn, 1)[0]))
+            n += 1
+    assert same_training(alone, learn) and n
+
 @fault('F18', 'predict while lr_find ruins the weights')
 def test_answers_during_lr_find(drawings):
     learn = classes(drawings)

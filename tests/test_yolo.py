@@ -108,6 +108,10 @@ def test_any_body(body):
 @pytest.mark.parametrize('n_in', [1, 4])
 def test_colours(n_in): right(plain(1, n_in=n_in)(torch.randn(2, n_in, 64, 64), BOXES, LABELS.clamp(max=1)))
 
+@pytest.mark.parametrize('steps', [(), 8, 'abc', (0,), (-8, 16), (8.5,), (8, 10**300), (True,), None])
+def test_steps_that_make_no_sense(steps):
+    with pytest.raises(DataError, match='whole numbers of pixels'): plain(2, steps=steps)
+
 def test_steps():
     net = plain(2, steps=(4,8,16,32,64)).eval()
     assert len({tuple(o.tolist()) for o in net.places(torch.randn(1, 3, 64, 64))[3]}) == 5

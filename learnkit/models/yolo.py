@@ -163,6 +163,8 @@ class Yolo(nn.Module):
         overlap:float=.6, # two boxes of a class that overlap by more are one object, 0 to 1
         across:float=.8): # above it, the less sure of two boxes of different classes keeps a quarter of its score, 0 to 1; 1 = never
         super().__init__()
+        if not (isinstance(steps, (tuple, list)) and steps and all(type(o) is int and 0 < o <= 1024 for o in steps)):
+            raise DataError(f'Steps are whole numbers of pixels from 1 to 1024, such as (8, 16, 32), not {str(steps)[:60]}.')
         self.body,self.neck = body,YoloNeck(body.features, body.reductions, width, steps)
         self.head = YoloHead(width, n_classes, depth)
         self.steps,self.most,self.min_score,self.overlap,self.across = steps,most,min_score,overlap,across

@@ -311,6 +311,6 @@ def _go_on(learn, cb):
     if page['done']:
         cb.put(*cb.found)
         say(f'checkpoint: this training is complete, its weights are loaded from {cb.folder}. Delete the folder to train again.')
-    else: say(f'checkpoint: going on in {cb.folder} at stage {stage+1}, epoch {epoch}' + (f', batch {step}.' if step else '.'))
+    else: say(f'checkpoint: going on in {cb.folder}, stage {stage+1}, after {epoch} of its epochs' + (f' and {step} batches.' if step else '.'))
     learn.history = _lively(page['learn']['history'])
     _set_ways(learn, page['precision'])

@@ -286,16 +286,15 @@ def _to_explain(out, target, names):
 @patch
 def _cam(self:TaskLearner, item, target):
     "The heat map of `grad_cam`, the picture, and the class that it is about."
-    net = body_of(self.model)
-    if net is None: raise DataError('Grad-CAM needs a model with a body from the zoo.')
+    if body_of(self.model) is None: raise DataError('Grad-CAM needs a model with a body from the zoo.')
     x,maps = self._inputs([item]),[]
-    hook = net.register_forward_hook(lambda m,i,o: maps.append(o))
-    self.model.eval()
-    try:
-        with torch.enable_grad(): out = self.model(x.as_subclass(torch.Tensor).requires_grad_())
-        score,target = _to_explain(out, target, [str(o) for o in getattr(self.dls, 'vocab', [])])
-        grad = torch.autograd.grad(score, maps[0])[0]
-    finally: hook.remove()
+    with self.at_rest() as model:
+        hook = body_of(model).register_forward_hook(lambda m,i,o: maps.append(o))
+        try:
+            with torch.enable_grad(): out = model(x.as_subclass(torch.Tensor).requires_grad_())
+            score,target = _to_explain(out, target, [str(o) for o in getattr(self.dls, 'vocab', [])])
+            grad = torch.autograd.grad(score, maps[0])[0]
+        finally: hook.remove()
     cam = F.relu((grad.mean((2, 3), keepdim=True)*maps[0].detach()).sum(1))[0]
     return (cam/cam.max().clamp(min=1e-8)).float().cpu(), self.predict(item, with_input=True)[0], target
 

@@ -9,6 +9,7 @@ __all__ = ['class_names', 'preparation', 'classifier', 'PretrainedClassifier', '
 import hashlib, inspect, json, torch
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from fastcore.all import *
 from pathlib import Path
 from safetensors.torch import load_file, save_file
@@ -150,17 +151,19 @@ def classify_with(
     return res if pictures is None else res(pictures)
 
 # %% ../../nbs/72_use.pretrained.ipynb #3a0b3d83
+@contextmanager
 def _vector_maker(of, size):
-    "What makes a tensor of a picture, the network that makes a batch of vectors of those, and the body."
+    "What makes a tensor of a picture, and the body that makes vectors of a batch of those, in `eval` mode; while another thread trains, a copy of it."
     if isinstance(of, TaskLearner):
-        net = body_of(of.model)
         if size: raise DataError('A learner prepares pictures at the size of its own data. Leave `size` out, or give its body: features(body_of(learn.model), …).')
-        if net is None: raise DataError(f'The model of this learner ({of.task.name}) has no body of the zoo, so there are no features to take.')
-        return (lambda im: of._inputs([im])[0].as_subclass(torch.Tensor)),net
-    net = of if isinstance(of, Body) else body(of)
+        if body_of(of.model) is None: raise DataError(f'The model of this learner ({of.task.name}) has no body of the zoo, so there are no features to take.')
+        with of.at_rest() as model: yield (lambda im: of._inputs([im])[0].as_subclass(torch.Tensor)),body_of(model)
+        return
     from torchvision import transforms as T
-    px = size or net.size
-    return T.Compose([T.Resize(px), T.CenterCrop(px), T.ToTensor(), T.Normalize(net.mean, net.std)]),net
+    net = of if isinstance(of, Body) else body(of)
+    px,training = size or net.size,net.training
+    try: yield T.Compose([T.Resize(px), T.CenterCrop(px), T.ToTensor(), T.Normalize(net.mean, net.std)]),net.eval()
+    finally: net.train(training)
 
 # %% ../../nbs/72_use.pretrained.ipynb #335a9f4a
 def _fingerprint(items, net, what):
@@ -179,14 +182,10 @@ def features(
     cache:bool=False) -> torch.Tensor: # keep the result on the disk for next time? It is made anew when a file or the weights change
     "Vectors (N, F) of `pictures`: the mean over all places of the map of features."
     items,_ = _listed(pictures)
-    ready,net = _vector_maker(arch_or_learner, size)
-    if cache:
-        file = settings.cache_path/'features'/f'{_fingerprint(items, net, size or repr(ready))}.safetensors'
-        if file.is_file(): return load_file(file)['x']
-    training = net.training
-    net.eval()
-    try: res = _batches('features', items, ready, lambda x: net(x).mean((2, 3)), bs, next(net.parameters()).device)
-    finally: net.train(training)
+    with _vector_maker(arch_or_learner, size) as (ready,net):
+        file = settings.cache_path/'features'/f'{_fingerprint(items, net, size or repr(ready))}.safetensors' if cache else None
+        if cache and file.is_file(): return load_file(file)['x']
+        res = _batches('features', items, ready, lambda x: net(x).mean((2, 3)), bs, next(net.parameters()).device)
     if cache:
         with atomic_path(file) as tmp: save_file(dict(x=res), tmp)
     return res

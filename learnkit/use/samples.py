@@ -11,6 +11,7 @@ __all__ = ['picture_features', 'frechet_distance', 'kernel_distance', 'precision
 import math, os, matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 import torch.nn.functional as F
 from collections import Counter
+from contextlib import contextmanager
 from fastcore.all import *
 from functools import cached_property
 from fastai.data.transforms import Normalize
@@ -61,17 +62,18 @@ def _batches(pictures, bs, size=None):
         for b in chunked(items, bs if size else 1): yield torch.cat([_square(_one(o), size) if size else _one(o) for o in b])
 
 # %% ../../nbs/77_use.samples.ipynb #6fc789b2
+@contextmanager
 def _looker(model, size):
-    "The body that looks, mean and deviation that it expects of pictures from 0 to 1, and the size of its pictures."
+    "The body that looks, in `eval` mode, mean and deviation that it expects of pictures from 0 to 1, and the size of its pictures."
     if not isinstance(model, TaskLearner):
-        net = body(model)
+        net = body(model).eval()
         if next(net.parameters()).device.type == 'cpu': net.to(default_device())
-        return net,net.mean,net.std,size or 96
+        return (yield net,net.mean,net.std,size or 96)
     net,dl = body_of(model.model),model.dls.valid
     if net is None: raise DataError('Features come from the body of a learner, and this one has none. Give a classification learner.')
     norm,fit = first(dl.after_batch.fs, risinstance(Normalize)),first(dl.after_item.fs, risinstance(Resize))
     mean,std = (norm.mean.flatten().tolist(), norm.std.flatten().tolist()) if norm else ([0.]*net.n_in, [1.]*net.n_in)
-    return net,mean,std,size or (min(tuplify(fit.size)) if fit else 96)
+    with model.at_rest() as net: yield body_of(net),mean,std,size or (min(tuplify(fit.size)) if fit else 96)
 
 # %% ../../nbs/77_use.samples.ipynb #6b7c28c1
 def picture_features(
@@ -81,11 +83,10 @@ def picture_features(
     size:int=None # side in pixels to which pictures are scaled; None: 96, or what the learner's pictures have
 ) -> torch.Tensor: # (N, F), float64
     "The pooled features of `pictures`; raises `DataError` for what holds no pictures."
-    net,mean,std,size = _looker(model, size)
-    net.eval()
-    at,res = next(net.parameters()).device,[]
-    mean,std = (torch.tensor(o, device=at)[:,None,None] for o in (mean, std))
-    with torch.inference_mode():
+    res = []
+    with torch.inference_mode(), _looker(model, size) as (net,mean,std,size):
+        at = next(net.parameters()).device
+        mean,std = (torch.tensor(o, device=at)[:,None,None] for o in (mean, std))
         for x in _batches(pictures, bs, size):
             x = (_colours(x.to(at), net.n_in)+1)/2
             res.append(net((x-mean)/std).double().mean((2, 3)).cpu())
