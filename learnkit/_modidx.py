@@ -447,6 +447,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'learnkit/data/loaders.py'),
                                        'learnkit.data.loaders.ThreadDL.before_iter': ( 'data.loaders.html#threaddl.before_iter',
                                                                                        'learnkit/data/loaders.py'),
+                                       'learnkit.data.loaders.ThreadDL.create_batch': ( 'data.loaders.html#threaddl.create_batch',
+                                                                                        'learnkit/data/loaders.py'),
                                        'learnkit.data.loaders.ThreadDL.create_batches': ( 'data.loaders.html#threaddl.create_batches',
                                                                                           'learnkit/data/loaders.py'),
                                        'learnkit.data.loaders.ThreadDL.do_batch': ( 'data.loaders.html#threaddl.do_batch',

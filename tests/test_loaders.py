@@ -110,10 +110,10 @@ def test_workers_live_on_and_keep_the_order(photos):
         o.rng.seed(7)
         orders.append([[x.float().mean((1, 2, 3)).tolist() for x,_ in o] for _ in range(2)])
     assert orders[0] == orders[1] and orders[0][0] != orders[0][1]
-    pids = [p.pid for p,_ in dl._crew.crew]
+    pids = [p.pid for p,*_ in dl._crew.crew]
     next(iter(dl))
     list(dl)
-    assert [p.pid for p,_ in dl._crew.crew] == pids
+    assert [p.pid for p,*_ in dl._crew.crew] == pids
 
 def test_a_pass_that_breaks_off_leaves_nothing(photos):
     dl = loaders(lk.DataBlock, photos, Resize(32)).train

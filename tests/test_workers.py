@@ -1,5 +1,5 @@
 "Worker processes that are killed, hang, find no shared memory or can't be started; memory and disk that end while pictures are kept."
-import os, signal, subprocess, sys, textwrap, time
+import os, signal, subprocess, sys, textwrap, threading, time
 from multiprocessing import active_children, get_start_method, set_start_method
 from pathlib import Path
 import numpy as np
@@ -26,7 +26,7 @@ def loaders(path, n=40, workers=2, timeout=20, **kw):
 
 def numbers(b): return (b[0][:,0,0,0]*255/2).round().int().tolist()
 
-def pids(dl): return [p.pid for p,_ in dl._crew.crew]
+def pids(dl): return [p.pid for p,*_ in dl._crew.crew]
 
 def alone(dl, before):
     "Are the processes `before` gone, all of them, and is none asked for any more?"
@@ -191,7 +191,7 @@ def test_orphans_end(tmp_path):
         from learnkit.data.workers import Crew
         crew = Crew(lambda o: o, 2)
         list(crew.map([(0, 1), (0, 2)]))
-        print(*[p.pid for p,_ in crew.crew], flush=True)
+        print(*[p.pid for p,*_ in crew.crew], flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
         '''
     res = subprocess.run([sys.executable, '-c', textwrap.dedent(code)], capture_output=True, text=True, cwd=ROOT, timeout=120)
@@ -236,11 +236,15 @@ def test_what_can_not_be_sent():
     with pytest.raises(Lost, match='could not hand over'): [*crew.map([(0, 1)])]
     crew.end()
 
+def talkers(): return {t for t in threading.enumerate() if t.name == 'learnkit-worker'}
+
 def test_a_forgotten_crew_ends():
-    crew = Crew(lambda o: o, 2)
-    ids = [p.pid for p,_ in crew.crew]
+    "Its processes and its threads: one that let go of a tensor while Python ended would end it with an abort."
+    before,crew = talkers(),Crew(lambda o: torch.ones(o), 2)
+    ids,new = [p.pid for p,*_ in crew.crew],talkers()-before
+    for _ in crew.map((0, i) for i in range(9)): break
     del crew
-    assert not any(map(there, ids))
+    assert not any(map(there, ids)) and len(new) == 2 and not any(t.is_alive() for t in new)
 
 # Memory and disk end while pictures are kept
 

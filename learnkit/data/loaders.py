@@ -197,6 +197,15 @@ def _swapped(self:ThreadDL, samps):
 def do_batch(self:ThreadDL, b): return self._pinned(super(ThreadDL, self).do_batch(b))
 
 @patch
+def create_batch(self:ThreadDL, b):
+    "The batch of the items `b`; pictures keep the three colours of a pixel together, as they were decoded and as convolutions like them."
+    make = super(ThreadDL, self).create_batch
+    xs = [o[0] for o in b if isinstance(o, tuple) and o and isinstance(o[0], TensorImageBase)]
+    if len(xs) < len(b) or {o.ndim for o in xs} != {3} or xs[0].stride(0) != 1 or len({o.shape for o in xs}) > 1: return make(b)
+    x = torch.stack([o.as_subclass(torch.Tensor).permute(1, 2, 0) for o in xs]).permute(0, 3, 1, 2)
+    return x.as_subclass(type(xs[0])), *make([o[1:] for o in b])
+
+@patch
 def _pinned(self:ThreadDL, b):
     "Batch `b` on its way to a CUDA device; `b` itself where there is none."
     if not self.on_gpu() or self.device.type != 'cuda' or self.helps: return b

@@ -13,7 +13,7 @@ from multiprocessing import parent_process
 from multiprocessing.connection import wait
 from fastcore.all import *
 from torch import multiprocessing, set_num_threads
-from threading import Thread
+from threading import Thread, current_thread
 from fastai.torch_core import set_seed
 
 # %% ../../nbs/25_data.workers.ipynb #af889c1d
@@ -56,10 +56,11 @@ def _serve(conn, jobs):
 def _dismiss(crew, pid):
     "End the processes of `crew`, which process `pid` has started, whatever they are doing."
     if os.getpid() != pid: return
-    for p,_ in crew: p.kill()
-    for p,jobs in crew:
+    for p,*_ in crew: p.kill()
+    for p,jobs,t in crew:
         p.join(5)
         jobs.put(None)
+        if t is not current_thread(): t.join(5) # Python must not end while it still lets go of tensors
     crew.clear()
 
 # %% ../../nbs/25_data.workers.ipynb #83a64ca2
@@ -91,13 +92,14 @@ class Crew:
 
 # %% ../../nbs/25_data.workers.ipynb #7fb40cb7
 def _hire(make):
-    "A process that calls `make`, and the queue of its jobs."
+    "A process that calls `make`, the queue of its jobs, and the thread that speaks to it."
     here,there = multiprocessing.Pipe()
     p,jobs = multiprocessing.Process(target=_work, args=(make, there), daemon=True),queue.SimpleQueue()
     p.start()
     there.close()
-    Thread(target=_serve, args=(here, jobs), name='learnkit-worker', daemon=True).start()
-    return p,jobs
+    t = Thread(target=_serve, args=(here, jobs), name='learnkit-worker', daemon=True)
+    t.start()
+    return p,jobs,t
 
 @patch
 def _result(self:Crew, k, future):

@@ -139,18 +139,21 @@ def _why_not(learn, cbs):
     return '' if isinstance(learn.dls.train, ThreadDL) else 'the loader is not one of learnkit'
 
 # %% ../../nbs/43_train.fast.ipynb #5b4e6aff
-def _for_once(learn, x):
-    "The body of `learn` as it runs fastest on batches like `x`."
-    cb = first(learn.cbs, risinstance(MixedPrecision))
+def _for_once(learn):
+    "A function that runs the body of `learn` on batches, in the way that is fastest for the first of them."
+    cb,made = first(learn.cbs, risinstance(MixedPrecision)),[]
     way = first(DTYPES, lambda k: DTYPES[k] == (cb.dtype if cb is not None else torch.float32))
-    return for_answers(learn.model[0].eval(), x[:1].as_subclass(torch.Tensor), [way], pack=False)[way]
+    def _run(x):
+        if not made: made.append([*for_answers(learn.model[0].eval(), x[:1], [way]).values()][-1])
+        return ask(made[0], x)
+    return _run
 
-def _once(body, dl, most, mirror=False):
-    "Features and targets of all pictures of `dl`, each passed through `body` once; `None` if they are over `most` bytes."
+def _once(run, dl, most, mirror=False):
+    "Features and targets of all pictures of `dl`, each passed through `run` once; `None` if they are over `most` bytes."
     xs,ys,show = [],[],settings.progress and (IN_NOTEBOOK or sys.stdout.isatty())
     for b in progress_bar(dl, leave=False) if show else dl:
         x = b[0].as_subclass(torch.Tensor)
-        xs.append(ask(body, x.flip(-1) if mirror else x).cpu())
+        xs.append(run(x.flip(-1) if mirror else x).cpu())
         if xs[0].nbytes*len(dl) > most: return None
         ys.append([o.cpu() for o in b[1:]])
     return torch.cat(xs), [torch.cat(o) for o in zip(*ys)]
@@ -168,7 +171,7 @@ def features_of_body(
     train = train.new(shuffle=False, drop_last=False)
     n,mirrors = min(epochs, views) if _varies(train) else 1,_only_mirrors(train)
     if mirrors: train = _steady(train)
-    once = _for_once(learn, train.one_batch()[0])
+    once = _for_once(learn)
     got = [_once(once, dl, most/(n+1), mirrors and i == 1 < n) for i,dl in enumerate([train]*n+[dls.valid])]
     if None in got: return (yield False)
     (*xs,(vx,vy)),y = got,got[0][1]
