@@ -220,6 +220,18 @@ def test_features_are_kept_until_something_changes(nothing_else, drawings, tmp_p
     assert kept() == 5
     with pytest.raises(DataError, match='needs pictures that are files'): lk.features(b, [lk.draw_doodle(1).image], cache=True)
 
+def test_features_of_a_learner_are_kept(drawings, monkeypatch):
+    "Found again by another learner like it; one that prepares pictures in another way has features of its own."
+    files,made = lk.image_files(drawings)[:3],[]
+    def learner(size):
+        lk.set_seed(3)
+        return lk.classification_learner(lk.classification_dls(drawings, size=size, bs=16), precision='fp32')
+    inputs = lk.TaskLearner._inputs
+    monkeypatch.setattr(lk.TaskLearner, '_inputs', lambda self, items: made.append(items) or inputs(self, items))
+    a = lk.features(learner(64), files, cache=True)
+    assert torch.equal(a, lk.features(learner(64), files, cache=True)) and len(made) == 3
+    assert not torch.equal(a, lk.features(learner(48), files, cache=True)) and len(made) == 6
+
 # Every architecture by every use
 
 NAMES = '''tiny small lenet5 alexnet vgg11 googlenet resnet18 mobilenet_v2 mobilenet_v3_small efficientnet_b0 mnasnet0_5 convnext_tiny vit_b_32

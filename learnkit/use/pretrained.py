@@ -153,16 +153,17 @@ def classify_with(
 # %% ../../nbs/72_use.pretrained.ipynb #3a0b3d83
 @contextmanager
 def _vector_maker(of, size):
-    "What makes a tensor of a picture, and the body that makes vectors of a batch of those, in `eval` mode; while another thread trains, a copy of it."
+    "What makes a tensor of a picture, that in words, and the body that makes vectors of a batch, in `eval` mode; while another thread trains, a copy of it."
     if isinstance(of, TaskLearner):
         if size: raise DataError('A learner prepares pictures at the size of its own data. Leave `size` out, or give its body: features(body_of(learn.model), …).')
         if body_of(of.model) is None: raise DataError(f'The model of this learner ({of.task.name}) has no body of the zoo, so there are no features to take.')
-        with of.at_rest() as model: yield (lambda im: of._inputs([im])[0].as_subclass(torch.Tensor)),body_of(model)
+        said = repr([(type(o).__name__, vars(o)) for p in (of.dls.valid.after_item, of.dls.valid.after_batch) for o in p.fs])
+        with of.at_rest() as model: yield (lambda im: of._inputs([im])[0].as_subclass(torch.Tensor)),said,body_of(model)
         return
     from torchvision import transforms as T
     net = of if isinstance(of, Body) else body(of)
     px,training = size or net.size,net.training
-    try: yield T.Compose([T.Resize(px), T.CenterCrop(px), T.ToTensor(), T.Normalize(net.mean, net.std)]),net.eval()
+    try: yield T.Compose([T.Resize(px), T.CenterCrop(px), T.ToTensor(), T.Normalize(net.mean, net.std)]),f'{px} px',net.eval()
     finally: net.train(training)
 
 # %% ../../nbs/72_use.pretrained.ipynb #335a9f4a
@@ -182,8 +183,8 @@ def features(
     cache:bool=False) -> torch.Tensor: # keep the result on the disk for next time? It is made anew when a file or the weights change
     "Vectors (N, F) of `pictures`: the mean over all places of the map of features."
     items,_ = _listed(pictures)
-    with _vector_maker(arch_or_learner, size) as (ready,net):
-        file = settings.cache_path/'features'/f'{_fingerprint(items, net, size or repr(ready))}.safetensors' if cache else None
+    with _vector_maker(arch_or_learner, size) as (ready,said,net):
+        file = settings.cache_path/'features'/f'{_fingerprint(items, net, said)}.safetensors' if cache else None
         if cache and file.is_file(): return load_file(file)['x']
         res = _batches('features', items, ready, lambda x: net(x).mean((2, 3)), bs, next(net.parameters()).device)
     if cache:
