@@ -1,5 +1,5 @@
 'The weights in the package, the table of models, and trained networks used as they are.'
-import json, runpy, shutil
+import gc, json, runpy, shutil
 from pathlib import Path
 import pandas as pd, pytest, torch
 from safetensors import safe_open
@@ -237,8 +237,14 @@ def test_features_of_a_learner_are_kept(drawings, monkeypatch):
 NAMES = '''tiny small lenet5 alexnet vgg11 googlenet resnet18 mobilenet_v2 mobilenet_v3_small efficientnet_b0 mnasnet0_5 convnext_tiny vit_b_32
     resnet10t mobilenetv3_small_050 convnext_atto vit_tiny_patch16_224'''.split()
 
+@pytest.fixture
+def give_back():
+    "A learner is a ring of references, which Python finds when it looks for rings; large ones should not wait for that."
+    yield
+    gc.collect()
+
 @pytest.mark.parametrize('arch', NAMES)
-def test_matrix(arch, drawings, tmp_path):
+def test_matrix(arch, drawings, tmp_path, give_back):
     lk.set_seed(0)
     rs = lk.Records(lk.read_folder(drawings)[::5])
     dls = lk.classification_dls(rs, size=64, bs=4)
